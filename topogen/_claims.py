@@ -1,0 +1,241 @@
+"""What a theorem promises (Claim), what is read off a topology (Measure), and the two side by side (Report)."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import groupby
+from typing import Any, Literal
+
+from topogen import measures
+from topogen._topology import Topology
+from topogen.errors import ClaimError
+
+__all__ = [
+    "COMPONENTS",
+    "CONNECTIONS",
+    "DEAD_NEURONS",
+    "DEFAULT_MEASURES",
+    "DENSITY",
+    "FAN_IN",
+    "FAN_OUT",
+    "PATHS",
+    "PATH_CONNECTED",
+    "SIZES",
+    "SYMMETRIC",
+    "Claim",
+    "Measure",
+    "Report",
+    "ReportRow",
+]
+
+Relation = Literal["==", "<=", ">=", "<", ">"]
+_HOLDS: dict[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq,
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A named number of a topology.
+
+    Attributes
+    ----------
+    name : str
+        The row's name in a report.
+    of : callable
+        One of `topogen.measures`; measures that share it are computed once.
+    read : callable
+        Takes what is reported out of what `of` returns.
+    """
+
+    name: str
+    of: Callable[[Topology], Any]
+    read: Callable[[Any], Any] = _itself
+
+
+def _sizes(topology: Topology) -> tuple[int, ...]:
+    return topology.sizes
+
+
+def _same_everywhere(counts: measures.PathCounts) -> bool:
+    return counts.min == counts.max
+
+
+def _number_dead(neurons: tuple[Any, ...]) -> tuple[int, ...]:
+    return tuple(len(indices) for indices in neurons)
+
+
+SIZES = Measure("sizes", _sizes)
+CONNECTIONS = Measure("connections", measures.connections)
+DENSITY = Measure("density", measures.exact_density)
+FAN_OUT = Measure("fan-out", measures.fan_out)
+FAN_IN = Measure("fan-in", measures.fan_in)
+PATH_CONNECTED = Measure("path-connected", measures.is_path_connected)
+SYMMETRIC = Measure("symmetric", measures.path_counts, _same_everywhere)
+PATHS = Measure("paths per pair", measures.path_counts)
+DEAD_NEURONS = Measure("dead neurons", measures.dead_neurons, _number_dead)
+COMPONENTS = Measure("components", measures.n_components)
+
+DEFAULT_MEASURES = (
+    SIZES, CONNECTIONS, DENSITY, FAN_OUT, FAN_IN, PATH_CONNECTED, SYMMETRIC, PATHS, DEAD_NEURONS, COMPONENTS,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One promise of a theorem: ``measure relation bound``, with the theorem's source.
+
+    Attributes
+    ----------
+    measure : Measure
+        What is read off the topology.
+    bound : object
+        What the theorem says of it, exact wherever the theorem is (int, Fraction, tuple of them, PathCounts).
+    source : str
+        Theorem, equation or definition, with the publication.
+    relation : {"==", "<=", ">=", "<", ">"}
+        How the measured value stands to the bound.
+    probability : float
+        The least probability with which a random family keeps the promise; 1 where it is certain.
+    """
+
+    measure: Measure
+    bound: Any
+    source: str
+    relation: Relation = "=="
+    probability: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The measure's name."""
+        return self.measure.name
+
+    def is_kept_by(self, measured: Any) -> bool:
+        """Whether the measured value keeps the promise; tuples are compared entry by entry."""
+        holds = _HOLDS[self.relation]
+        if isinstance(self.bound, tuple):
+            return len(measured) == len(self.bound) and all(map(holds, measured, self.bound))  # pyright: ignore[reportUnknownArgumentType]
+        return bool(holds(measured, self.bound))
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.relation} {shown(self.bound)}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRow:
+    """One line of a report: ``holds`` is None, and ``promised`` too, where nothing was promised."""
+
+    name: str
+    promised: Any
+    measured: Any
+    holds: bool | None
+    relation: str = "=="
+    source: str = ""
+    probability: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Claims beside what was measured.
+
+    Attributes
+    ----------
+    rows : tuple of ReportRow
+        Promised rows first, then what was measured besides.
+    holds : bool or None
+        True if every claim held, False if one broke, None if nothing was promised.
+    """
+
+    rows: tuple[ReportRow, ...]
+
+    @property
+    def holds(self) -> bool | None:
+        """True if every claim held, False if one broke, None if nothing was promised."""
+        verdicts = [row.holds for row in self.rows if row.holds is not None]
+        return all(verdicts) if verdicts else None
+
+    def __getitem__(self, name: str) -> ReportRow:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[ReportRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def raise_if_broken(self) -> None:
+        """Raise `ClaimError` naming every broken claim, its promise and what was measured."""
+        broken = [
+            f"{row.name} {row.relation} {shown(row.promised)} was promised ({row.source}), measured {shown(row.measured)}"
+            for row in self.rows
+            if row.holds is False
+        ]
+        if broken:
+            raise ClaimError(f"{'; '.join(broken)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as strings, bools, lists and dicts, ready for JSON."""
+        return {
+            "holds": self.holds,
+            "rows": [
+                {
+                    "name": row.name,
+                    "relation": row.relation,
+                    "promised": None if row.holds is None else str(_plain(row.promised)),
+                    "measured": str(_plain(row.measured)),
+                    "holds": row.holds,
+                    "source": row.source,
+                    "probability": row.probability,
+                }
+                for row in self.rows
+            ],
+        }
+
+    def __str__(self) -> str:
+        verdict = {True: "yes", False: "NO", None: ""}
+        table = [("claim", "promised", "measured", "held")]
+        for row in self.rows:
+            relation = "" if row.relation == "==" else f"{row.relation} "
+            promised = "" if row.holds is None else relation + shown(row.promised)
+            table.append((row.name, promised, shown(row.measured), verdict[row.holds]))
+        columns = [max(len(line[c]) for line in table) for c in range(4)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, columns, strict=True)).rstrip() for line in table]
+        lines.insert(1, "  ".join("-" * width for width in columns))
+        return "\n".join(lines)
+
+
+def shown(value: Any) -> str:
+    """Return `value` for a table: long runs of equal entries are counted, yes and no replace bools."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple) and type(value) is tuple:  # pyright: ignore[reportUnknownArgumentType]
+        runs = [(text, len(list(run))) for text, run in groupby(shown(entry) for entry in value)]  # pyright: ignore[reportUnknownVariableType]
+        inside = ", ".join(text if times == 1 else f"{times} x {text}" if times > 3 else ", ".join([text] * times)
+                           for text, times in runs)  # fmt: skip
+        return f"({inside})"
+    if isinstance(value, Fraction):
+        return f"{value} = {float(value):.4g}" if value.denominator > 1 else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with tuples as lists of strings, so that its text is exact and needs no class."""
+    if isinstance(value, tuple) and type(value) is tuple:  # pyright: ignore[reportUnknownArgumentType]
+        return [str(_plain(entry)) for entry in value]  # pyright: ignore[reportUnknownVariableType]
+    return value

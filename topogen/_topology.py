@@ -1,0 +1,293 @@
+"""Layer patterns in canonical form, and the chain of them: Topology."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import scipy.sparse as sp
+
+from topogen import checks
+from topogen.errors import SpecError
+
+if TYPE_CHECKING:
+    from topogen._spec import AbstractSpec
+
+__all__ = ["LazyLayers", "Topology", "as_pattern", "as_topology", "pattern_bytes", "pattern_hash"]
+
+
+def as_pattern(x: Any, *, name: str = "pattern") -> sp.csr_array:
+    """Return the layer pattern of a matrix, in canonical form.
+
+    A connection i -> j exists where ``x[i, j]`` is not zero. Unsorted indices, other formats and other number types
+    are brought into canonical form and stored zeros are dropped, since none of that changes the graph. Entries stored
+    twice are merged, unless they cancel: whether that is a connection cannot be told.
+
+    Parameters
+    ----------
+    x : scipy sparse array or matrix, or 2-D array_like, shape (n_in, n_out)
+        Rows are inputs, columns are outputs. It is never changed.
+    name : str
+        What error messages call it.
+
+    Returns
+    -------
+    csr_array, shape (n_in, n_out), dtype bool
+        Sorted indices, no duplicates, no stored zeros; int32 indices where they suffice. `x` itself if it is already
+        canonical.
+
+    Raises
+    ------
+    SpecError
+        If `x` is not a two-dimensional numeric matrix with at least one row and one column, holds a NaN, has
+        indices that are out of range, or stores entries twice that cancel.
+    """
+    matrix = _as_sparse(x, name)
+    if min(matrix.shape) < 1:
+        raise SpecError(f"{_subject(name)} must have at least one row and one column. Got shape {matrix.shape}.")
+    _check_indices(matrix, name)
+    if np.isnan(matrix.data).any():
+        raise SpecError(f"{_subject(name)} must not hold NaN. Got {int(np.isnan(matrix.data).sum())} of them.")
+    if matrix.has_canonical_format and matrix.dtype == np.bool_ and matrix.data.all() and _narrow(matrix):
+        return matrix
+    if not matrix.has_canonical_format:
+        matrix = _merged(matrix, name)
+    if not matrix.data.all():
+        matrix = matrix.copy()
+        matrix.eliminate_zeros()
+    index = sp.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))
+    pattern = sp.csr_array(
+        (np.ones(matrix.nnz, np.bool_), matrix.indices.astype(index), matrix.indptr.astype(index)), shape=matrix.shape
+    )
+    pattern.has_canonical_format = True
+    return pattern
+
+
+def pattern_hash(pattern: sp.csr_array) -> str:
+    """Return the SHA-256 (hex) of a canonical pattern's shape, row pointers and indices, whatever their int type."""
+    digest = hashlib.sha256(b"topogen layer pattern 1")
+    for part in (np.array(pattern.shape), pattern.indptr, pattern.indices):
+        digest.update(np.ascontiguousarray(part, dtype="<i8"))
+    return digest.hexdigest()
+
+
+def pattern_bytes(n_in: int, n_out: int, nnz: int) -> int:
+    """Return the bytes that a canonical pattern of these sizes takes: indices, row pointers and one bool each."""
+    index = 4 if max(n_in, n_out, nnz) < 2**31 else 8
+    return nnz * (index + 1) + (n_in + 1) * index
+
+
+class LazyLayers(Sequence[sp.csr_array]):
+    """Layers that are built or read on access and not kept.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        (n_0, ..., n_L), known without building.
+    build : callable
+        ``build(k)`` returns layer k, of shape (sizes[k], sizes[k + 1]).
+    """
+
+    def __init__(self, sizes: Sequence[int], build: Callable[[int], sp.csr_array]) -> None:
+        self.sizes = tuple(sizes)
+        self._build = build
+
+    def __len__(self) -> int:
+        return len(self.sizes) - 1
+
+    @overload
+    def __getitem__(self, k: int) -> sp.csr_array: ...
+    @overload
+    def __getitem__(self, k: slice) -> Sequence[sp.csr_array]: ...
+    def __getitem__(self, k: int | slice) -> sp.csr_array | Sequence[sp.csr_array]:
+        if isinstance(k, slice):
+            chosen = range(len(self))[k]
+            if chosen.step != 1 or not chosen:
+                return [self[i] for i in chosen]
+            return LazyLayers(self.sizes[chosen.start : chosen.stop + 1], lambda i: self._build(chosen[i]))
+        k = range(len(self))[k]
+        pattern = as_pattern(self._build(k), name=f"layer {k}")
+        if pattern.shape != (self.sizes[k], self.sizes[k + 1]):
+            raise SpecError(f"Layer {k} must have shape {(self.sizes[k], self.sizes[k + 1])}. Got {pattern.shape}.")
+        return pattern
+
+    def __repr__(self) -> str:
+        return f"LazyLayers(sizes={self.sizes})"
+
+
+class Topology(Sequence[sp.csr_array]):
+    """A layered feedforward graph: a chain of layer patterns whose widths match.
+
+    Parameters
+    ----------
+    layers : sequence of matrices, or LazyLayers
+        Layer k has shape (n_k, n_{k+1}); each is brought into canonical form as by `as_pattern`.
+    spec : AbstractSpec, optional
+        What the topology was generated from; its claims are what `verify` checks. None for graphs that come from
+        data.
+    seed : numpy.random.SeedSequence, optional
+        The seed it was generated with.
+
+    Attributes
+    ----------
+    sizes : tuple of int
+        (n_0, ..., n_L): neurons in each layer of nodes.
+    layers : sequence of csr_array
+        L canonical patterns of dtype bool, rows = inputs, columns = outputs. Treat them as read-only.
+    nnz : int
+        Stored connections.
+    density : float
+        Stored connections / possible connections.
+    spec, seed
+        As given.
+
+    Raises
+    ------
+    SpecError
+        If there is no layer, a layer is no matrix, or the widths of two neighbours differ.
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> net = tg.Topology([[[1, 0], [1, 1]], [[1], [1]]])
+    >>> net.sizes, net.nnz, net.density
+    ((2, 2, 1), 5, 0.8333333333333334)
+    """
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __init__(
+        self,
+        layers: Sequence[Any],
+        *,
+        spec: AbstractSpec | None = None,
+        seed: np.random.SeedSequence | None = None,
+    ) -> None:
+        if isinstance(layers, LazyLayers):
+            self.layers: Sequence[sp.csr_array] = layers
+            self.sizes: tuple[int, ...] = layers.sizes
+        else:
+            given = checks.row(layers, "layers", "Topology", "a sequence of matrices")
+            if not given:
+                checks.refuse("layers", "Topology", "a sequence of at least one matrix", layers)
+            patterns = [as_pattern(layer, name=f"layers[{k}]") for k, layer in enumerate(given)]
+            for k, (left, right) in enumerate(zip(patterns[:-1], patterns[1:], strict=True)):
+                if left.shape[1] != right.shape[0]:
+                    raise SpecError(
+                        f"The 'layers' parameter of Topology must be a chain whose widths match. Got {left.shape[1]} "
+                        f"columns in layers[{k}] and {right.shape[0]} rows in layers[{k + 1}]."
+                    )
+            self.layers = patterns
+            self.sizes = (patterns[0].shape[0], *(pattern.shape[1] for pattern in patterns))
+        self.spec = spec
+        self.seed = seed
+
+    @property
+    def nnz(self) -> int:
+        """Stored connections of all layers."""
+        return sum(layer.nnz for layer in self.layers)
+
+    @property
+    def density(self) -> float:
+        """Stored connections / possible connections."""
+        possible = sum(n_in * n_out for n_in, n_out in zip(self.sizes[:-1], self.sizes[1:], strict=True))
+        return self.nnz / possible
+
+    def __len__(self) -> int:
+        return len(self.sizes) - 1
+
+    @overload
+    def __getitem__(self, k: int) -> sp.csr_array: ...
+    @overload
+    def __getitem__(self, k: slice) -> Sequence[sp.csr_array]: ...
+    def __getitem__(self, k: int | slice) -> sp.csr_array | Sequence[sp.csr_array]:
+        return self.layers[k]
+
+    def __iter__(self) -> Iterator[sp.csr_array]:
+        return iter(self.layers)
+
+    def __eq__(self, other: object) -> bool:
+        """Two topologies are equal when their sizes and all their connections are; spec and seed do not matter."""
+        if not isinstance(other, Topology):
+            return NotImplemented
+        return self.sizes == other.sizes and all(
+            np.array_equal(a.indptr, b.indptr) and np.array_equal(a.indices, b.indices)
+            for a, b in zip(self, other, strict=True)
+        )
+
+    def __repr__(self) -> str:
+        origin = "" if self.spec is None else f", spec={self.spec!r}"
+        return f"Topology(sizes={self.sizes}{origin})"
+
+
+def as_topology(x: Any, *, name: str = "x") -> Topology:
+    """Return `x` as a Topology: itself, a chain of matrices, or one matrix.
+
+    A list of lists of numbers is one matrix; a list of two-dimensional things is a chain.
+    """
+    if isinstance(x, Topology):
+        return x
+    if isinstance(x, LazyLayers):
+        return Topology(x)
+    if sp.issparse(x) or (isinstance(x, np.ndarray) and x.ndim == 2):
+        return Topology([as_pattern(x, name=name)])
+    entries = checks.row(x, name, "topogen", "a Topology, a sequence of matrices or one matrix")
+    if entries and not any(sp.issparse(entry) for entry in entries) and np.ndim(entries[0]) == 1:
+        return Topology([as_pattern(x, name=name)])
+    return Topology(entries)
+
+
+def _subject(name: str) -> str:
+    return f"The matrix '{name}'"
+
+
+def _as_sparse(x: Any, name: str) -> sp.csr_array:
+    """Return `x` as a csr_array of numbers that may not be canonical yet; the arrays may be those of `x`."""
+    if not sp.issparse(x):
+        try:
+            x = np.asarray(x)
+        except ValueError:  # ragged
+            raise SpecError(f"{_subject(name)} must be a two-dimensional matrix of numbers. Got ragged rows.") from None
+    if x.ndim != 2 or not (x.dtype == np.bool_ or np.issubdtype(x.dtype, np.number)):
+        raise SpecError(
+            f"{_subject(name)} must be a two-dimensional matrix of numbers. Got {x.ndim} dimensions of {x.dtype}."
+        )
+    try:
+        matrix = sp.csr_array(x)
+    except (ValueError, IndexError) as error:
+        raise SpecError(f"{_subject(name)} must be a valid scipy sparse array: {error}.") from None
+    if sp.issparse(x) and matrix.nnz < x.nnz:  # the conversion has merged duplicates
+        _check_merged(matrix, sp.csr_array(sp.coo_array((x.data != 0, (x.row, x.col)), shape=x.shape)), name)
+    return matrix
+
+
+def _check_indices(matrix: sp.csr_array, name: str) -> None:
+    """Refuse indices that would make compiled code read outside its arrays."""
+    try:
+        matrix.check_format(full_check=True)
+    except ValueError as error:
+        raise SpecError(f"{_subject(name)} must be a valid scipy sparse array: {error}.") from None
+
+
+def _narrow(matrix: sp.csr_array) -> bool:
+    return matrix.indices.dtype == sp.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))
+
+
+def _merged(matrix: sp.csr_array, name: str) -> sp.csr_array:
+    """Return a copy with sorted indices and duplicates merged; refuse duplicates that cancel."""
+    merged = matrix.copy()
+    merged.sum_duplicates()
+    if merged.nnz < matrix.nnz:
+        touched = sp.csr_array((matrix.data != 0, matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
+        touched.sum_duplicates()
+        _check_merged(merged, touched, name)
+    return merged
+
+
+def _check_merged(merged: sp.csr_array, touched: sp.csr_array, name: str) -> None:
+    """Refuse a merge in which some position held a value that is not zero and now holds zero."""
+    cancelled = int(np.count_nonzero(touched.data & (merged.data == 0)))
+    if cancelled:
+        raise SpecError(f"{_subject(name)} must not store entries twice that cancel. Got {cancelled} such positions.")
