@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard, cast
 
 from topogen import measures
 from topogen._topology import Topology
@@ -39,6 +39,8 @@ _HOLDS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
+
+_LONGEST_DECIMAL = 14_000  # bits; Python refuses to write ints of more than 4300 digits in decimal
 
 
 def _itself(value: Any) -> Any:
@@ -124,8 +126,10 @@ class Claim:
     def is_kept_by(self, measured: Any) -> bool:
         """Whether the measured value keeps the promise; tuples are compared entry by entry."""
         holds = _HOLDS[self.relation]
-        if isinstance(self.bound, tuple):
-            return len(measured) == len(self.bound) and all(map(holds, measured, self.bound))  # pyright: ignore[reportUnknownArgumentType]
+        bound: Any = self.bound
+        if isinstance(bound, tuple):
+            entries = cast(tuple[Any, ...], bound)
+            return len(measured) == len(entries) and all(map(holds, measured, entries))
         return bool(holds(measured, self.bound))
 
     def __str__(self) -> str:
@@ -180,7 +184,8 @@ class Report:
     def raise_if_broken(self) -> None:
         """Raise `ClaimError` naming every broken claim, its promise and what was measured."""
         broken = [
-            f"{row.name} {row.relation} {shown(row.promised)} was promised ({row.source}), measured {shown(row.measured)}"
+            f"{row.name} {row.relation} {shown(row.promised)} was promised ({row.source}), "
+            f"measured {shown(row.measured)}"
             for row in self.rows
             if row.holds is False
         ]
@@ -188,15 +193,15 @@ class Report:
             raise ClaimError(f"{'; '.join(broken)}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as strings, bools, lists and dicts, ready for JSON."""
+        """Return the report as numbers, strings, bools, lists and dicts, ready for JSON."""
         return {
             "holds": self.holds,
             "rows": [
                 {
                     "name": row.name,
                     "relation": row.relation,
-                    "promised": None if row.holds is None else str(_plain(row.promised)),
-                    "measured": str(_plain(row.measured)),
+                    "promised": None if row.holds is None else _plain(row.promised),
+                    "measured": _plain(row.measured),
                     "holds": row.holds,
                     "source": row.source,
                     "probability": row.probability,
@@ -213,7 +218,9 @@ class Report:
             promised = "" if row.holds is None else relation + shown(row.promised)
             table.append((row.name, promised, shown(row.measured), verdict[row.holds]))
         columns = [max(len(line[c]) for line in table) for c in range(4)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, columns, strict=True)).rstrip() for line in table]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, columns, strict=True)).rstrip() for line in table
+        ]
         lines.insert(1, "  ".join("-" * width for width in columns))
         return "\n".join(lines)
 
@@ -222,11 +229,10 @@ def shown(value: Any) -> str:
     """Return `value` for a table: long runs of equal entries are counted, yes and no replace bools."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, tuple) and type(value) is tuple:  # pyright: ignore[reportUnknownArgumentType]
-        runs = [(text, len(list(run))) for text, run in groupby(shown(entry) for entry in value)]  # pyright: ignore[reportUnknownVariableType]
-        inside = ", ".join(text if times == 1 else f"{times} x {text}" if times > 3 else ", ".join([text] * times)
-                           for text, times in runs)  # fmt: skip
-        return f"({inside})"
+    if _is_plain_tuple(value):
+        runs = ((text, len(list(run))) for text, run in groupby(map(shown, value)))
+        parts = (f"{times} x {text}" if times > 3 else ", ".join([text] * times) for text, times in runs)
+        return f"({', '.join(parts)})"
     if isinstance(value, Fraction):
         return f"{value} = {float(value):.4g}" if value.denominator > 1 else str(value)
     if isinstance(value, float):
@@ -235,7 +241,15 @@ def shown(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` with tuples as lists of strings, so that its text is exact and needs no class."""
-    if isinstance(value, tuple) and type(value) is tuple:  # pyright: ignore[reportUnknownArgumentType]
-        return [str(_plain(entry)) for entry in value]  # pyright: ignore[reportUnknownVariableType]
-    return value
+    """Return `value`, exact, in what JSON knows: Fractions as "1/10", ranges as [min, max], huge ints as hex."""
+    if isinstance(value, measures.PathCounts):
+        return [_plain(value.min), _plain(value.max)]
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in cast(tuple[Any, ...], value)]
+    if isinstance(value, int) and value.bit_length() > _LONGEST_DECIMAL:
+        return hex(value)
+    return value if isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _is_plain_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return type(value) is tuple

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from topogen import checks
 from topogen._claims import CONNECTIONS
 from topogen._spec import AbstractSpec, as_seed
 from topogen._topology import LazyLayers, Topology, pattern_bytes
 from topogen.errors import SpecError
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 __all__ = ["generate"]
 
@@ -49,10 +52,13 @@ def generate(spec: AbstractSpec, *, rng: Any = None, lazy: bool = False) -> Topo
     checks.instance(spec, "spec", "generate", AbstractSpec, "an")
     seed = as_seed(rng)
     if seed is None and spec.is_random:
-        raise SpecError(f"{type(spec).__name__} is random: the 'rng' parameter of generate must be given, for example rng=0. Got None.")
+        raise SpecError(
+            f"The 'rng' parameter of generate must be given for {type(spec).__name__}, which is random: an int, a "
+            f"SeedSequence or a Generator. Got None; rng=0 would do."
+        )
     needed = _layer_bytes(spec)
 
-    def build(k: int):  # noqa: ANN202
+    def build(k: int) -> sp.csr_array:
         if needed:
             checks.fits_in_memory(needed[k], "spec", f"generate, in layer {k}")
         return spec.layer(k, seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import numpy as np
 
@@ -122,8 +122,8 @@ def as_seed(rng: Any) -> np.random.SeedSequence | None:
         words = rng.integers(0, 2**32, size=4, dtype=np.uint64)
         return np.random.SeedSequence(sum(int(word) << 32 * i for i, word in enumerate(words)))
     if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool) and rng >= 0:
-        return np.random.SeedSequence(int(rng))
-    checks.refuse("rng", "generate", "an int >= 0, a numpy SeedSequence or a numpy Generator", rng)
+        return np.random.SeedSequence(int(cast(int, rng)))
+    return checks.refuse("rng", "generate", "an int >= 0, a numpy SeedSequence or a numpy Generator", cast(object, rng))
 
 
 def spec_to_json(spec: AbstractSpec) -> str:
@@ -161,7 +161,9 @@ def _from_plain(plain: Any) -> Any:
     family = values.pop("family", None)
     if family not in _FAMILIES:
         known = ", ".join(sorted(_FAMILIES))
-        raise FormatError(f"The spec's family must be known (import the module that defines it). Got {family!r}, known: {known}.")
+        raise FormatError(
+            f"The spec's family must be known (import the module that defines it). Got {family!r}, known: {known}."
+        )
     try:
         return _FAMILIES[family].from_fields(values)
     except (SpecError, TypeError, ValueError) as error:

@@ -50,9 +50,10 @@ def as_pattern(x: Any, *, name: str = "pattern") -> sp.csr_array:
     _check_indices(matrix, name)
     if np.isnan(matrix.data).any():
         raise SpecError(f"{_subject(name)} must not hold NaN. Got {int(np.isnan(matrix.data).sum())} of them.")
-    if matrix.has_canonical_format and matrix.dtype == np.bool_ and matrix.data.all() and _narrow(matrix):
+    canonical = _is_canonical(matrix)
+    if canonical and matrix.dtype == np.bool_ and matrix.data.all() and _is_narrow(matrix):
         return matrix
-    if not matrix.has_canonical_format:
+    if not canonical:
         matrix = _merged(matrix, name)
     if not matrix.data.all():
         matrix = matrix.copy()
@@ -69,7 +70,7 @@ def pattern_hash(pattern: sp.csr_array) -> str:
     """Return the SHA-256 (hex) of a canonical pattern's shape, row pointers and indices, whatever their int type."""
     digest = hashlib.sha256(b"topogen layer pattern 1")
     for part in (np.array(pattern.shape), pattern.indptr, pattern.indices):
-        digest.update(np.ascontiguousarray(part, dtype="<i8"))
+        digest.update(np.ascontiguousarray(part, dtype="<i8").data)
     return digest.hexdigest()
 
 
@@ -245,21 +246,24 @@ def _subject(name: str) -> str:
 
 def _as_sparse(x: Any, name: str) -> sp.csr_array:
     """Return `x` as a csr_array of numbers that may not be canonical yet; the arrays may be those of `x`."""
+    given: Any = x
     if not sp.issparse(x):
         try:
-            x = np.asarray(x)
+            given = np.asarray(x)
         except ValueError:  # ragged
             raise SpecError(f"{_subject(name)} must be a two-dimensional matrix of numbers. Got ragged rows.") from None
-    if x.ndim != 2 or not (x.dtype == np.bool_ or np.issubdtype(x.dtype, np.number)):
+    if given.ndim != 2 or not (given.dtype == np.bool_ or np.issubdtype(given.dtype, np.number)):
         raise SpecError(
-            f"{_subject(name)} must be a two-dimensional matrix of numbers. Got {x.ndim} dimensions of {x.dtype}."
+            f"{_subject(name)} must be a two-dimensional matrix of numbers. "
+            f"Got {given.ndim} dimensions of {given.dtype}."
         )
     try:
-        matrix = sp.csr_array(x)
+        matrix = sp.csr_array(given)
     except (ValueError, IndexError) as error:
         raise SpecError(f"{_subject(name)} must be a valid scipy sparse array: {error}.") from None
-    if sp.issparse(x) and matrix.nnz < x.nnz:  # the conversion has merged duplicates
-        _check_merged(matrix, sp.csr_array(sp.coo_array((x.data != 0, (x.row, x.col)), shape=x.shape)), name)
+    if getattr(given, "format", "") == "coo" and matrix.nnz < given.nnz:  # the conversion has merged duplicates
+        touched = sp.coo_array((given.data != 0, (given.row, given.col)), shape=given.shape)
+        _check_merged(matrix, touched.tocsr(), name)
     return matrix
 
 
@@ -271,16 +275,26 @@ def _check_indices(matrix: sp.csr_array, name: str) -> None:
         raise SpecError(f"{_subject(name)} must be a valid scipy sparse array: {error}.") from None
 
 
-def _narrow(matrix: sp.csr_array) -> bool:
+def _is_canonical(matrix: sp.csr_array) -> bool:
+    """Whether the columns of every row increase; looked up, since scipy's flag outlives changes made in place."""
+    increases = np.diff(matrix.indices) > 0
+    starts = matrix.indptr[1:-1]
+    increases[starts[(starts > 0) & (starts < matrix.nnz)] - 1] = True
+    return bool(increases.all())
+
+
+def _is_narrow(matrix: sp.csr_array) -> bool:
     return matrix.indices.dtype == sp.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))
 
 
 def _merged(matrix: sp.csr_array, name: str) -> sp.csr_array:
     """Return a copy with sorted indices and duplicates merged; refuse duplicates that cancel."""
     merged = matrix.copy()
+    merged.has_canonical_format = merged.has_sorted_indices = False
     merged.sum_duplicates()
     if merged.nnz < matrix.nnz:
         touched = sp.csr_array((matrix.data != 0, matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
+        touched.has_canonical_format = touched.has_sorted_indices = False
         touched.sum_duplicates()
         _check_merged(merged, touched, name)
     return merged

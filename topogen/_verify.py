@@ -70,7 +70,9 @@ def verify(x: Any, *, claims: Sequence[Claim] | None = None) -> Report:
         for claim in promised
     ]
     claimed = {claim.measure for claim in promised}
-    rows += [ReportRow(measure.name, None, measured(measure), None) for measure in DEFAULT_MEASURES if measure not in claimed]
+    rows += [
+        ReportRow(measure.name, None, measured(measure), None) for measure in DEFAULT_MEASURES if measure not in claimed
+    ]
     return Report(tuple(rows))
 
 

@@ -13,7 +13,7 @@ import numbers
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from topogen.errors import SpecError
 
@@ -27,12 +27,14 @@ def refuse(name: str, owner: str, requirement: str, value: object, *, hint: str 
     shown = repr(value)
     if len(shown) > 120:
         shown = f"{shown[:117]}..."
-    raise SpecError(f"The '{name}' parameter of {owner} must be {requirement}. Got {shown}.{f' {hint}' if hint else ''}")
+    raise SpecError(
+        f"The '{name}' parameter of {owner} must be {requirement}. Got {shown}.{f' {hint}' if hint else ''}"
+    )
 
 
 def integer(value: Any, name: str, owner: str, *, low: int | None = None, high: int | None = None) -> int:
     """Return `value` as an int of [low, high]; a bool, a float or a string is refused, whatever its value."""
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+    if isinstance(value, numbers.Integral) and not _is_bool(value):
         number = int(value)
         if (low is None or number >= low) and (high is None or number <= high):
             return number
@@ -43,7 +45,7 @@ def row(value: Any, name: str, owner: str, requirement: str) -> tuple[Any, ...]:
     """Return `value`, any finite iterable but a string or a mapping, as a tuple."""
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, dict, set, frozenset)):
         return tuple(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    refuse(name, owner, requirement, value)
+    refuse(name, owner, requirement, cast(object, value))
 
 
 def integers(
@@ -57,9 +59,11 @@ def integers(
     return tuple(integer(entry, f"{name}[{i}]", owner, low=low, high=high) for i, entry in enumerate(entries))
 
 
-def real(value: Any, name: str, owner: str, *, low: float = 0.0, high: float = math.inf, open_low: bool = False) -> float:
+def real(
+    value: Any, name: str, owner: str, *, low: float = 0.0, high: float = math.inf, open_low: bool = False
+) -> float:
     """Return `value` as a finite float of [low, high], or of (low, high] with `open_low`."""
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if isinstance(value, numbers.Real) and not _is_bool(value):
         number = float(value)
         if math.isfinite(number) and low <= number <= high and not (open_low and number == low):
             return number
@@ -91,6 +95,10 @@ def fits_in_memory(needed: int, name: str, owner: str) -> None:
             f"The '{name}' parameter of {owner} must describe something that fits in memory. "
             f"It needs {needed:,} bytes and {available:,} are available."
         )
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
 
 
 def _interval(low: int | None, high: int | None) -> str:

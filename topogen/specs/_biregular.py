@@ -118,5 +118,7 @@ class RandomBiregular(AbstractSpec):
             Claim(measure=FAN_OUT, bound=tuple(Range(d, d) for d in fan_outs), source=_MODEL),
             Claim(measure=FAN_IN, bound=tuple(Range(d, d) for d in self.fan_ins), source=_MODEL),
             Claim(measure=DENSITY, bound=Fraction(sum(connections), possible), source=_MODEL),
-            Claim(measure=DEAD_NEURONS, bound=(0,) * len(self.sizes), source="every neuron has fan-in and fan-out >= 1"),
+            Claim(
+                measure=DEAD_NEURONS, bound=(0,) * len(self.sizes), source="every neuron has fan-in and fan-out >= 1"
+            ),
         )

@@ -114,7 +114,7 @@ class Trim(AbstractSpec):
         return tuple(kept)
 
     def _connections(self) -> tuple[int, ...] | None:
-        """Connections a layer, where regular degrees or an untouched layer tell them."""
+        """Count the connections of each layer, where regular degrees or an untouched layer tell."""
         whole, cut = self.spec.sizes, self.sizes
         inner = _promised(self.spec, CONNECTIONS)
         fan_out, fan_in = _degrees(_promised(self.spec, FAN_OUT)), _degrees(_promised(self.spec, FAN_IN))
@@ -201,7 +201,7 @@ class Chain(AbstractSpec):
         raise AssertionError("unreachable: shape(k) has checked k")
 
     def claims(self) -> tuple[Claim, ...]:
-        """What follows from the members' promises."""
+        """Promise what follows from the members' promises."""
         claims = [Claim(measure=SIZES, bound=self.sizes, source="definition of Chain")]
         for measure in (CONNECTIONS, FAN_OUT, FAN_IN):
             parts = _all_promised(self.specs, measure)
@@ -213,7 +213,9 @@ class Chain(AbstractSpec):
                     density = Fraction(sum(bound), possible)
                     claims.append(Claim(measure=DENSITY, bound=density, source="the members' promises in a row"))
         if self._is_connected():
-            claims.append(Claim(measure=PATH_CONNECTED, bound=True, source="X J Y > 0 if no row of X, no column of Y is 0"))
+            claims.append(
+                Claim(measure=PATH_CONNECTED, bound=True, source="X J Y > 0 if no row of X, no column of Y is 0")
+            )
         paths = self._paths()
         if paths is not None:
             source = "X J = row sum * J and J Y = column sum * J where these are constant"
@@ -243,7 +245,7 @@ class Chain(AbstractSpec):
 
 
 def _promised(spec: AbstractSpec, measure: Measure) -> Any:
-    """What `spec` promises with certainty to be the value of `measure`, or None."""
+    """Return what `spec` promises with certainty to be the value of `measure`, or None."""
     for claim in spec.claims():
         if claim.measure == measure and claim.relation == "==" and claim.probability == 1:
             return claim.bound
@@ -272,7 +274,7 @@ def _at_least_one(spec: AbstractSpec, measure: Measure) -> bool:
 
 
 def _constant_sum(spec: AbstractSpec, measure: Measure, n_partners: int) -> int | None:
-    """The sum that all rows (FAN_OUT) or all columns (FAN_IN) of the product of `spec`'s layers share, or None."""
+    """Return the sum that all rows (FAN_OUT) or columns (FAN_IN) of the product of `spec`'s layers share, or None."""
     degrees = _degrees(_promised(spec, measure))
     if degrees is not None:
         return math.prod(degrees)

@@ -96,7 +96,8 @@ class ErdosRenyi(AbstractSpec):
             return tuple(min(round(factor * (n_in + n_out)), n_in * n_out) for n_in, n_out in shapes)
         densities = self.density if isinstance(self.density, tuple) else (self.density,) * self.depth
         return tuple(
-            round(_as_written(density or 0.0) * n_in * n_out) for density, (n_in, n_out) in zip(densities, shapes, strict=True)
+            round(_as_written(density or 0.0) * n_in * n_out)
+            for density, (n_in, n_out) in zip(densities, shapes, strict=True)
         )
 
     def layer(self, k: int, seed: np.random.SeedSequence | None) -> sp.csr_array:

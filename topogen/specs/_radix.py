@@ -146,8 +146,14 @@ class RadixNet(AbstractSpec):
         return (
             Claim(measure=SIZES, bound=self.sizes, source=_DEFINITION),
             Claim(measure=CONNECTIONS, bound=connections, source=_DEFINITION),
-            Claim(measure=FAN_OUT, bound=_each(r * b for r, (_, b) in zip(radices, pairs, strict=True)), source=_DEFINITION),
-            Claim(measure=FAN_IN, bound=_each(r * a for r, (a, _) in zip(radices, pairs, strict=True)), source=_DEFINITION),
+            Claim(
+                measure=FAN_OUT,
+                bound=_each(r * b for r, (_, b) in zip(radices, pairs, strict=True)),
+                source=_DEFINITION,
+            ),
+            Claim(
+                measure=FAN_IN, bound=_each(r * a for r, (a, _) in zip(radices, pairs, strict=True)), source=_DEFINITION
+            ),
             Claim(measure=DENSITY, bound=Fraction(sum(connections), possible), source=_DENSITY),
             Claim(measure=PATH_CONNECTED, bound=True, source=_THEOREM),
             Claim(measure=SYMMETRIC, bound=True, source=_THEOREM),
@@ -160,9 +166,10 @@ def _each(degrees: Any) -> tuple[Range, ...]:
 
 
 def _checked_shift(shift: Any) -> int:
-    if isinstance(shift, bool) or not isinstance(shift, (int, np.integer)) or shift not in (-1, 1):
+    number = checks.integer(shift, "shift", "RadixNet", low=-1, high=1)
+    if number == 0:
         checks.refuse("shift", "RadixNet", "-1 or +1", shift)
-    return int(shift)
+    return number
 
 
 def _checked_systems(systems: Any) -> tuple[tuple[int, ...], ...]:
