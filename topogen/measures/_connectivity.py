@@ -1,0 +1,197 @@
+"""Which neurons reach which: reachability, dead neurons, components."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+from scipy.sparse import csgraph
+
+from topogen import checks
+from topogen._topology import Topology, as_topology
+from topogen.measures._twins import distinct_inputs, merge_twins, singletons
+
+__all__ = ["dead_neurons", "is_path_connected", "n_components", "reachability"]
+
+_BLOCK_BYTES = 2**28  # of flags at once: where all inputs need more, the chain is swept several times
+
+
+def is_path_connected(x: Any) -> bool:
+    """Return whether a path leads from every input to every output.
+
+    Parameters
+    ----------
+    x : Topology, sequence of matrices, or matrix
+        What to measure; see `topogen.measures`.
+
+    Returns
+    -------
+    bool
+
+    Notes
+    -----
+    Exact. 64 inputs share a word, and a layer is one bitwise or over the predecessors of every neuron: at most
+    ``nnz * n_0 / 64`` word operations a layer. Twins are carried once, and so are all inputs as soon as they reach the
+    same neurons. At most two layers of flags are held, 256 MiB each.
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> tg.measures.is_path_connected([[[1, 0], [1, 1]], [[1, 1], [1, 1]]])
+    True
+    >>> tg.measures.is_path_connected([[1, 0], [1, 1]])
+    False
+    """
+    topology = as_topology(x)
+    return all(
+        bool((_reached_from(topology, block) == _all_of(len(block))).all())
+        for block in _blocks(topology, distinct_inputs(topology).first)
+    )
+
+
+def reachability(x: Any) -> npt.NDArray[np.bool_]:
+    """Return which outputs each input reaches.
+
+    Parameters
+    ----------
+    x : Topology, sequence of matrices, or matrix
+        What to measure; see `topogen.measures`.
+
+    Returns
+    -------
+    ndarray, shape (n_0, n_L), bool
+        True where a path leads from the input to the output.
+
+    Raises
+    ------
+    SpecError
+        If the result would not fit in memory.
+
+    Notes
+    -----
+    Exact, by the algorithm of `is_path_connected`.
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> tg.measures.reachability([[[1, 0], [1, 1]], [[1, 0], [0, 1]]]).astype(int).tolist()
+    [[1, 0], [1, 1]]
+    """
+    topology = as_topology(x)
+    n_in, n_out = topology.sizes[0], topology.sizes[-1]
+    checks.fits_in_memory(2 * n_in * n_out, "x", "reachability")
+    inputs = distinct_inputs(topology)
+    reached = np.empty((len(inputs.first), n_out), np.bool_)
+    done = 0
+    for block in _blocks(topology, inputs.first):
+        octets = _reached_from(topology, block).astype("<u8").view(np.uint8)
+        reached[done : done + len(block)] = np.unpackbits(octets, axis=1, count=len(block), bitorder="little").T
+        done += len(block)
+    return reached if inputs.trivial else reached[inputs.of]
+
+
+def dead_neurons(x: Any) -> tuple[npt.NDArray[np.int64], ...]:
+    """Return the neurons that lie on no path from an input to an output.
+
+    Parameters
+    ----------
+    x : Topology, sequence of matrices, or matrix
+        What to measure; see `topogen.measures`.
+
+    Returns
+    -------
+    tuple of ndarray, length L + 1, int64
+        For each layer of nodes, inputs and outputs included, the indices of its dead neurons, ascending.
+
+    Notes
+    -----
+    A neuron lives if some input reaches it and it reaches some output: two sweeps over the chain, linear in the number
+    of connections; one layer and one flag a neuron are held.
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> [dead.tolist() for dead in tg.measures.dead_neurons([[[1, 1], [1, 1]], [[1, 0], [0, 0]]])]
+    [[], [1], [1]]
+    """
+    topology = as_topology(x)
+    alive: list[npt.NDArray[np.bool_]] = [np.ones(n, np.bool_) for n in topology.sizes]
+    for k, layer in enumerate(topology.layers):
+        alive[k + 1] = np.asarray(layer.T @ alive[k])  # of bools: the sum is an or
+    for k in reversed(range(len(topology))):
+        alive[k] &= np.asarray(topology.layers[k] @ alive[k + 1])
+    return tuple(np.flatnonzero(~flags).astype(np.int64) for flags in alive)
+
+
+def n_components(x: Any) -> int:
+    """Return the number of connected components of the layered graph, its edges taken without direction.
+
+    Parameters
+    ----------
+    x : Topology, sequence of matrices, or matrix
+        What to measure; see `topogen.measures`.
+
+    Returns
+    -------
+    int
+        Every neuron is a vertex; one without connections is a component of its own.
+
+    Notes
+    -----
+    Components are grown layer by layer. Only those that reach the newest layer of nodes are kept, the others are
+    counted and forgotten, so one layer is held at a time. Linear in the number of connections.
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> tg.measures.n_components([[1, 0, 0], [0, 1, 0]])
+    3
+    """
+    topology = as_topology(x)
+    finished, open_, component = 0, topology.sizes[0], np.arange(topology.sizes[0])
+    for layer in topology.layers:
+        sources = np.repeat(component, np.diff(layer.indptr))
+        size = open_ + layer.shape[1]
+        graph = sp.csr_array((np.ones(layer.nnz), (sources, layer.indices + open_)), shape=(size, size))
+        found, labels = csgraph.connected_components(graph, directed=False)
+        going_on, component = np.unique(labels[open_:], return_inverse=True)
+        open_ = len(going_on)
+        finished += int(found) - open_
+    return finished + open_
+
+
+def _blocks(topology: Topology, inputs: npt.NDArray[np.intp]) -> Iterator[npt.NDArray[np.intp]]:
+    """Yield runs of inputs whose flags fit in `_BLOCK_BYTES`, whole words of them."""
+    step = 64 * max(1, _BLOCK_BYTES // (8 * max(topology.sizes)))
+    for start in range(0, len(inputs), step):
+        yield inputs[start : start + step]
+
+
+def _all_of(count: int) -> npt.NDArray[np.uint64]:
+    """Return the words whose first `count` bits are set."""
+    words = np.full(-(-count // 64), 2**64 - 1, np.uint64)
+    if count % 64:
+        words[-1] = 2 ** (count % 64) - 1
+    return words
+
+
+def _reached_from(topology: Topology, inputs: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
+    """Return which of `inputs` reach each output: shape (n_L, words), the b-th of them bit b % 64 of word b // 64."""
+    from topogen.kernels import predecessor_unions
+
+    number = np.arange(len(inputs))
+    everyone = _all_of(len(inputs))
+    words = np.zeros((topology.sizes[0], len(everyone)), np.uint64)
+    words[inputs, number // 64] = np.uint64(1) << (number % 64).astype(np.uint64)
+    groups = singletons(topology.sizes[0])
+    alike = False
+    for layer in topology.layers:
+        columns, groups = merge_twins(layer, groups)
+        words, sources = np.empty((columns.shape[1], words.shape[1]), np.uint64), words
+        predecessor_unions(columns.indptr, columns.indices, sources, words)
+        if not alike and ((words == everyone).all(axis=1) | ~words.any(axis=1)).all():
+            alike, words = True, words[:, :1].copy()  # one word tells where all of them have come
+    return np.where(words[groups.of] != 0, everyone, np.uint64(0)) if alike else words[groups.of]
