@@ -9,7 +9,7 @@ from fractions import Fraction
 from itertools import groupby
 from typing import Any, Literal, TypeGuard, cast
 
-from topogen import measures
+from topogen import checks, measures
 from topogen._topology import Topology
 from topogen.errors import ClaimError
 
@@ -59,6 +59,13 @@ class Measure:
         One of `topogen.measures`; measures that share it are computed once.
     read : callable
         Takes what is reported out of what `of` returns.
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> longest = tg.Measure("largest fan-in", tg.measures.fan_in, lambda ranges: max(r.max for r in ranges))
+    >>> longest.read(longest.of([[1, 0], [1, 1]]))
+    2
     """
 
     name: str
@@ -108,8 +115,23 @@ class Claim:
         Theorem, equation or definition, with the publication.
     relation : {"==", "<=", ">=", "<", ">"}
         How the measured value stands to the bound.
-    probability : float
+    probability : float, in (0, 1]
         The least probability with which a random family keeps the promise; 1 where it is certain.
+
+    Raises
+    ------
+    SpecError
+        If `measure` is no Measure, `source` no string, or `relation` or `probability` is out of range.
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> components = tg.Measure("components", tg.measures.n_components)
+    >>> claim = tg.Claim(measure=components, bound=3, relation="<=", source="an example")
+    >>> print(claim)
+    components <= 3
+    >>> tg.verify([[1, 0], [0, 1]], claims=[claim]).holds
+    True
     """
 
     measure: Measure
@@ -117,6 +139,12 @@ class Claim:
     source: str
     relation: Relation = "=="
     probability: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.instance(self.measure, "measure", "Claim", Measure)
+        checks.instance(self.source, "source", "Claim", str)
+        checks.one_of(self.relation, "relation", "Claim", tuple(_HOLDS))
+        checks.real(self.probability, "probability", "Claim", high=1.0, open_low=True)
 
     @property
     def name(self) -> str:
@@ -151,7 +179,9 @@ class ReportRow:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Claims beside what was measured.
+    """Claims beside what was measured: what `verify` returns. ``print`` shows it as a table.
+
+    Rows are found by name, ``report["density"].measured``; iterating gives them in order.
 
     Attributes
     ----------

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from topogen import checks
-from topogen._claims import CONNECTIONS
 from topogen._spec import AbstractSpec, as_seed
-from topogen._topology import LazyLayers, Topology, pattern_bytes
+from topogen._topology import LazyLayers, Topology
 from topogen.errors import SpecError
 
 if TYPE_CHECKING:
@@ -56,24 +55,15 @@ def generate(spec: AbstractSpec, *, rng: Any = None, lazy: bool = False) -> Topo
             f"The 'rng' parameter of generate must be given for {type(spec).__name__}, which is random: an int, a "
             f"SeedSequence or a Generator. Got None; rng=0 would do."
         )
-    needed = _layer_bytes(spec)
+    needed = spec.layer_bytes()
 
     def build(k: int) -> sp.csr_array:
-        if needed:
-            checks.fits_in_memory(needed[k], "spec", f"generate, in layer {k}")
+        checks.fits_in_memory(needed[k], "spec", f"generate (layer {k})")
         return spec.layer(k, seed)
 
     layers = LazyLayers(spec.sizes, build)
     if lazy:
         return Topology(layers, spec=spec, seed=seed)
-    checks.fits_in_memory(sum(needed), "spec", "generate")
+    # all that is kept, as far as the claims tell, and the largest layer that is built on the way to it
+    checks.fits_in_memory(max(sum(AbstractSpec.layer_bytes(spec)), *needed), "spec", "generate")
     return Topology(list(layers), spec=spec, seed=seed)
-
-
-def _layer_bytes(spec: AbstractSpec) -> tuple[int, ...]:
-    """Bytes of each built layer, from the number of connections that the spec claims; empty where it claims none."""
-    for claim in spec.claims():
-        if claim.measure == CONNECTIONS and claim.relation in ("==", "<="):
-            shapes = zip(spec.sizes[:-1], spec.sizes[1:], claim.bound, strict=True)
-            return tuple(pattern_bytes(n_in, n_out, nnz) for n_in, n_out, nnz in shapes)
-    return ()

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 import numpy as np
 
 from topogen import checks
+from topogen._claims import CONNECTIONS, Claim
+from topogen._topology import pattern_bytes
 from topogen.errors import FormatError, SpecError
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
-    from topogen._claims import Claim
 
 __all__ = ["AbstractSpec", "as_seed", "child", "spec_from_json", "spec_to_json", "stream"]
 
@@ -50,8 +51,9 @@ class AbstractSpec(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         known = _FAMILIES.get(cls.__name__)
-        # a dataclass with slots is made twice under one name: the second replaces the first
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        # a dataclass with slots is made twice, the second time without its qualified name, and a notebook's cell runs
+        # again: within a module the last one counts
+        if known is not None and known.__module__ != cls.__module__:
             raise TypeError(f"A family named {cls.__name__} exists already, in {known.__module__}.")
         _FAMILIES[cls.__name__] = cls
 
@@ -87,6 +89,17 @@ class AbstractSpec(ABC):
             raise IndexError(f"{type(self).__name__} has layers 0..{self.depth - 1}. Got {k}.")
         return self.sizes[k], self.sizes[k + 1]
 
+    def layer_bytes(self) -> tuple[int, ...]:
+        """Return the least bytes that building each layer takes; 0 where the claims do not tell.
+
+        A spec that builds more than it returns says so here: what does not fit is refused before it is built.
+        """
+        for claim in self.claims():
+            if claim.measure == CONNECTIONS and claim.relation in ("==", "<="):
+                shapes = zip(self.sizes[:-1], self.sizes[1:], claim.bound, strict=True)
+                return tuple(pattern_bytes(n_in, n_out, nnz) for n_in, n_out, nnz in shapes)
+        return (0,) * self.depth
+
     def to_fields(self) -> dict[str, Any]:
         """Return the fields that describe the spec, ready for `from_fields`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}  # pyright: ignore[reportArgumentType]
@@ -100,15 +113,57 @@ class AbstractSpec(ABC):
 def child(seed: np.random.SeedSequence, *key: str | int) -> np.random.SeedSequence:
     """Return the seed that `key` names below `seed`: ``SeedSequence(entropy, spawn_key=seed.spawn_key + key)``.
 
-    Words name what a draw belongs to ("layer", "block", "permutation", "member", "attempt"), ints say which.
     Unlike ``SeedSequence.spawn`` it has no state: the same key gives the same seed, in any order, on any worker.
+
+    Parameters
+    ----------
+    seed : numpy.random.SeedSequence
+        Is not changed.
+    *key : str or int
+        Words name what a draw belongs to ("layer", "block", "permutation", "member", "attempt"), ints say which.
+
+    Returns
+    -------
+    numpy.random.SeedSequence
+
+    Examples
+    --------
+    >>> import numpy as np, topogen as tg
+    >>> tg.child(np.random.SeedSequence(7), "member", 2).spawn_key
+    (3, 2)
     """
     numbers = tuple(_KEYS[part] if isinstance(part, str) else part for part in key)
     return np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, *numbers), pool_size=seed.pool_size)
 
 
 def stream(seed: np.random.SeedSequence | None, *key: str | int) -> np.random.Generator:
-    """Return the generator for the draws that `key` names; see `child`."""
+    """Return the generator for the draws that `key` names.
+
+    Parameters
+    ----------
+    seed : numpy.random.SeedSequence
+        What `AbstractSpec.layer` was given; None is refused.
+    *key : str or int
+        As for `child`.
+
+    Returns
+    -------
+    numpy.random.Generator
+        PCG64, seeded with ``child(seed, *key)``.
+
+    Raises
+    ------
+    SpecError
+        If `seed` is None.
+
+    Examples
+    --------
+    >>> import numpy as np, topogen as tg
+    >>> seed = np.random.SeedSequence(0)
+    >>> a, b = (tg.stream(seed, "layer", 4).integers(1000, size=3).tolist() for _ in range(2))
+    >>> a == b
+    True
+    """
     if seed is None:
         raise SpecError("A random family needs a seed: pass rng= to generate, an int for example. Got None.")
     return np.random.Generator(np.random.PCG64(child(seed, *key)))
@@ -127,17 +182,55 @@ def as_seed(rng: Any) -> np.random.SeedSequence | None:
 
 
 def spec_to_json(spec: AbstractSpec) -> str:
-    """Return the spec as one line of JSON, which `spec_from_json` reads back to an equal spec."""
+    """Return the spec as one line of JSON, which `spec_from_json` reads back to an equal spec.
+
+    Parameters
+    ----------
+    spec : AbstractSpec
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> tg.spec_to_json(tg.Dense(sizes=[4, 2]))
+    '{"family": "Dense", "sizes": [4, 2]}'
+    """
+    checks.instance(spec, "spec", "spec_to_json", AbstractSpec, "an")
     return json.dumps(_to_plain(spec), allow_nan=False)
 
 
 def spec_from_json(text: str) -> AbstractSpec:
-    """Return the spec of a JSON text; FormatError where it is no JSON, no known family, or impossible."""
+    """Return the spec of a JSON text that `spec_to_json` wrote.
+
+    Parameters
+    ----------
+    text : str
+
+    Returns
+    -------
+    AbstractSpec
+        Built by the family's constructor, which checks every field.
+
+    Raises
+    ------
+    FormatError
+        If the text is no JSON, names no known family, or describes an impossible spec.
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> tg.spec_from_json('{"family": "Dense", "sizes": [4, 2]}')
+    Dense(sizes=(4, 2))
+    """
     try:
-        plain = json.loads(text)
-    except ValueError as error:
+        spec = _from_plain(json.loads(text))
+    except FormatError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"The spec is not JSON: {error}.") from None
-    spec = _from_plain(plain)
     if not isinstance(spec, AbstractSpec):
         raise FormatError(f"The spec must be a JSON object with a 'family'. Got {text[:80]!r}.")
     return spec

@@ -35,14 +35,26 @@ def as_pattern(x: Any, *, name: str = "pattern") -> sp.csr_array:
     Returns
     -------
     csr_array, shape (n_in, n_out), dtype bool
-        Sorted indices, no duplicates, no stored zeros; int32 indices where they suffice. `x` itself if it is already
-        canonical.
+        Sorted indices, no duplicates, no stored zeros; int32 indices where they suffice. It shares the arrays of `x`
+        if `x` is already canonical.
 
     Raises
     ------
     SpecError
         If `x` is not a two-dimensional numeric matrix with at least one row and one column, holds a NaN, has
         indices that are out of range, or stores entries twice that cancel.
+
+    Notes
+    -----
+    O(nnz) time and memory for canonical and for sorted input, O(nnz log nnz) otherwise.
+
+    Examples
+    --------
+    >>> import scipy.sparse as sp, topogen as tg
+    >>> weights = sp.csr_array(([0.5, 0.0, -2.0], [2, 0, 1], [0, 2, 3]), shape=(2, 3))  # unsorted, one stored zero
+    >>> pattern = tg.as_pattern(weights)
+    >>> pattern.indices.tolist(), pattern.dtype
+    ([2, 1], dtype('bool'))
     """
     matrix = _as_sparse(x, name)
     if min(matrix.shape) < 1:
@@ -67,7 +79,24 @@ def as_pattern(x: Any, *, name: str = "pattern") -> sp.csr_array:
 
 
 def pattern_hash(pattern: sp.csr_array) -> str:
-    """Return the SHA-256 (hex) of a canonical pattern's shape, row pointers and indices, whatever their int type."""
+    """Return the SHA-256 of a canonical pattern's shape, row pointers and indices, whatever their int type.
+
+    Parameters
+    ----------
+    pattern : csr_array, shape (n_in, n_out)
+        In canonical form, as `as_pattern` returns it.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits, equal for equal patterns on every machine.
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> tg.pattern_hash(tg.as_pattern([[1, 0], [0, 1]]))[:12]
+    '6a5bf51e5a31'
+    """
     digest = hashlib.sha256(b"topogen layer pattern 1")
     for part in (np.array(pattern.shape), pattern.indptr, pattern.indices):
         digest.update(np.ascontiguousarray(part, dtype="<i8").data)
@@ -88,11 +117,25 @@ class LazyLayers(Sequence[sp.csr_array]):
     sizes : sequence of int
         (n_0, ..., n_L), known without building.
     build : callable
-        ``build(k)`` returns layer k, of shape (sizes[k], sizes[k + 1]).
+        ``build(k)`` returns layer k, of shape (sizes[k], sizes[k + 1]); it is brought into canonical form.
+
+    Raises
+    ------
+    SpecError
+        (on access) If a built layer is no matrix or has another shape.
+
+    Examples
+    --------
+    >>> import numpy as np, topogen as tg
+    >>> layers = tg.LazyLayers((4, 4, 4), lambda k: np.roll(np.eye(4), k, axis=1))
+    >>> len(layers), layers[1].indices.tolist()
+    (2, [1, 2, 3, 0])
+    >>> tg.Topology(layers).nnz
+    8
     """
 
     def __init__(self, sizes: Sequence[int], build: Callable[[int], sp.csr_array]) -> None:
-        self.sizes = tuple(sizes)
+        self.sizes = checks.integers(sizes, "sizes", "LazyLayers", low=1, at_least=2)
         self._build = build
 
     def __len__(self) -> int:
@@ -113,6 +156,10 @@ class LazyLayers(Sequence[sp.csr_array]):
         if pattern.shape != (self.sizes[k], self.sizes[k + 1]):
             raise SpecError(f"Layer {k} must have shape {(self.sizes[k], self.sizes[k + 1])}. Got {pattern.shape}.")
         return pattern
+
+    def __iter__(self) -> Iterator[sp.csr_array]:
+        # not Sequence's own, which takes an IndexError out of `build` for the end
+        return (self[k] for k in range(len(self)))
 
     def __repr__(self) -> str:
         return f"LazyLayers(sizes={self.sizes})"
@@ -226,7 +273,28 @@ class Topology(Sequence[sp.csr_array]):
 def as_topology(x: Any, *, name: str = "x") -> Topology:
     """Return `x` as a Topology: itself, a chain of matrices, or one matrix.
 
-    A list of lists of numbers is one matrix; a list of two-dimensional things is a chain.
+    Parameters
+    ----------
+    x : Topology, LazyLayers, sequence of matrices, or one matrix
+        A list of lists of numbers is one matrix; a list of two-dimensional things is a chain.
+    name : str
+        What error messages call it.
+
+    Returns
+    -------
+    Topology
+        `x` itself if it is one; otherwise of the canonical patterns of its matrices, without spec and seed.
+
+    Raises
+    ------
+    SpecError
+        If `x` is none of these, or the widths of two neighbours differ.
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> tg.as_topology([[1, 0, 1], [0, 1, 1]]).sizes, tg.as_topology([[[1, 1]], [[1], [0]]]).sizes
+    ((2, 3), (1, 2, 1))
     """
     if isinstance(x, Topology):
         return x
@@ -235,9 +303,16 @@ def as_topology(x: Any, *, name: str = "x") -> Topology:
     if sp.issparse(x) or (isinstance(x, np.ndarray) and x.ndim == 2):
         return Topology([as_pattern(x, name=name)])
     entries = checks.row(x, name, "topogen", "a Topology, a sequence of matrices or one matrix")
-    if entries and not any(sp.issparse(entry) for entry in entries) and np.ndim(entries[0]) == 1:
+    if entries and all(map(_is_row_of_numbers, entries)):
         return Topology([as_pattern(x, name=name)])
     return Topology(entries)
+
+
+def _is_row_of_numbers(entry: Any) -> bool:
+    try:
+        return not sp.issparse(entry) and np.ndim(entry) == 1
+    except ValueError:  # ragged
+        return False
 
 
 def _subject(name: str) -> str:
@@ -257,8 +332,10 @@ def _as_sparse(x: Any, name: str) -> sp.csr_array:
             f"{_subject(name)} must be a two-dimensional matrix of numbers. "
             f"Got {given.ndim} dimensions of {given.dtype}."
         )
+    if given.dtype == np.float16:
+        given = given.astype(np.float32)  # scipy.sparse knows no half floats
     try:
-        matrix = sp.csr_array(given)
+        matrix = sp.csr_array(_rebuilt(given))
     except (ValueError, IndexError) as error:
         raise SpecError(f"{_subject(name)} must be a valid scipy sparse array: {error}.") from None
     if getattr(given, "format", "") == "coo" and matrix.nnz < given.nnz:  # the conversion has merged duplicates
@@ -267,12 +344,26 @@ def _as_sparse(x: Any, name: str) -> sp.csr_array:
     return matrix
 
 
+def _rebuilt(x: Any) -> Any:
+    """Return a sparse matrix made anew on the same arrays: its constructor checks what a conversion to csr trusts."""
+    form = getattr(x, "format", "")
+    if form in ("csc", "bsr"):
+        made = type(x)((x.data, x.indices, x.indptr), shape=x.shape)
+        made.check_format(full_check=True)
+        return made
+    if form == "coo":
+        return type(x)((x.data, x.coords), shape=x.shape)
+    return type(x)((x.data, x.offsets), shape=x.shape) if form == "dia" else x
+
+
 def _check_indices(matrix: sp.csr_array, name: str) -> None:
     """Refuse indices that would make compiled code read outside its arrays."""
     try:
         matrix.check_format(full_check=True)
     except ValueError as error:
         raise SpecError(f"{_subject(name)} must be a valid scipy sparse array: {error}.") from None
+    if (np.diff(matrix.indptr) < 0).any():  # scipy does not look where the last row pointer is 0
+        raise SpecError(f"{_subject(name)} must be a valid scipy sparse array: its row pointers must not decrease.")
 
 
 def _is_canonical(matrix: sp.csr_array) -> bool:

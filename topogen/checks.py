@@ -44,7 +44,10 @@ def integer(value: Any, name: str, owner: str, *, low: int | None = None, high: 
 def row(value: Any, name: str, owner: str, requirement: str) -> tuple[Any, ...]:
     """Return `value`, any finite iterable but a string or a mapping, as a tuple."""
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, dict, set, frozenset)):
-        return tuple(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        try:
+            return tuple(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        except TypeError:  # an array of no dimensions is an Iterable that cannot be iterated over
+            pass
     refuse(name, owner, requirement, cast(object, value))
 
 
@@ -64,7 +67,10 @@ def real(
 ) -> float:
     """Return `value` as a finite float of [low, high], or of (low, high] with `open_low`."""
     if isinstance(value, numbers.Real) and not _is_bool(value):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
         if math.isfinite(number) and low <= number <= high and not (open_low and number == low):
             return number
     closing = "inf)" if high == math.inf else f"{high:g}]"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -30,7 +30,8 @@ from topogen.measures import PathCounts, Range
 
 __all__ = ["Chain", "Trim"]
 
-T = TypeVar("T")
+# A spec's claims are asked for once and handed around: a combinator's cost as much as all of those inside it.
+Claims = tuple[Claim, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,29 +96,33 @@ class Trim(AbstractSpec):
             return whole
         return whole[:n_in, :n_out] if self.keep == "first" else whole[-n_in:, -n_out:]
 
+    def layer_bytes(self) -> tuple[int, ...]:
+        """Return the bytes of the whole layers, which are built before they are cut."""
+        return self.spec.layer_bytes()
+
     def claims(self) -> tuple[Claim, ...]:
         """Sizes, and of the promises inside those that the cut cannot break."""
         whole, cut = self.spec.sizes, self.sizes
         kept = [Claim(measure=SIZES, bound=cut, source="definition of Trim")]
-        connections = self._connections()
+        inside = self.spec.claims()
+        connections = self._connections(inside)
         if connections is not None:
             possible = sum(n_in * n_out for n_in, n_out in zip(cut[:-1], cut[1:], strict=True))
             source = "degrees on the side whose partners are all kept"
             kept.append(Claim(measure=CONNECTIONS, bound=connections, source=source))
             kept.append(Claim(measure=DENSITY, bound=Fraction(sum(connections), possible), source=source))
         untouched = {FAN_OUT: whole[1:] == cut[1:], FAN_IN: whole[:-1] == cut[:-1]}
-        pairwise = (PATH_CONNECTED, SYMMETRIC, PATHS) if whole[1:-1] == cut[1:-1] else ()
-        for claim in self.spec.claims():
+        for claim in inside:
             regular = claim.relation == "==" and claim.measure in untouched and _degrees(claim.bound) is not None
-            if claim.measure in pairwise or (regular and untouched[claim.measure]):
+            if (whole[1:-1] == cut[1:-1] and _is_about_all_pairs(claim)) or (regular and untouched[claim.measure]):
                 kept.append(claim)
         return tuple(kept)
 
-    def _connections(self) -> tuple[int, ...] | None:
+    def _connections(self, inside: Claims) -> tuple[int, ...] | None:
         """Count the connections of each layer, where regular degrees or an untouched layer tell."""
         whole, cut = self.spec.sizes, self.sizes
-        inner = _promised(self.spec, CONNECTIONS)
-        fan_out, fan_in = _degrees(_promised(self.spec, FAN_OUT)), _degrees(_promised(self.spec, FAN_IN))
+        inner = _promised(inside, CONNECTIONS)
+        fan_out, fan_in = _degrees(_promised(inside, FAN_OUT)), _degrees(_promised(inside, FAN_IN))
         counts: list[int] = []
         for k in range(self.depth):
             if whole[k : k + 2] == cut[k : k + 2] and inner is not None:
@@ -131,7 +136,7 @@ class Trim(AbstractSpec):
         return tuple(counts)
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True, init=False, repr=False)
 class Chain(AbstractSpec):
     """Topologies one after the other: the outputs of each are the inputs of the next.
 
@@ -176,6 +181,9 @@ class Chain(AbstractSpec):
                 )
         object.__setattr__(self, "specs", specs)
 
+    def __repr__(self) -> str:
+        return f"Chain({', '.join(map(repr, self.specs))})"
+
     @property
     def sizes(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The members' sizes, shared ends once."""
@@ -189,6 +197,8 @@ class Chain(AbstractSpec):
     @classmethod
     def from_fields(cls, values: dict[str, Any]) -> Chain:
         """Build the chain from ``{"specs": (...)}``."""
+        if set(values) != {"specs"}:
+            raise SpecError(f"Chain has the field 'specs' and no other. Got {sorted(values)}.")
         return cls(*values["specs"])
 
     def layer(self, k: int, seed: np.random.SeedSequence | None = None) -> sp.csr_array:
@@ -200,11 +210,16 @@ class Chain(AbstractSpec):
             k -= spec.depth
         raise AssertionError("unreachable: shape(k) has checked k")
 
+    def layer_bytes(self) -> tuple[int, ...]:
+        """Return the bytes of the members' layers in a row."""
+        return tuple(needed for spec in self.specs for needed in spec.layer_bytes())
+
     def claims(self) -> tuple[Claim, ...]:
         """Promise what follows from the members' promises."""
         claims = [Claim(measure=SIZES, bound=self.sizes, source="definition of Chain")]
+        members = [spec.claims() for spec in self.specs]
         for measure in (CONNECTIONS, FAN_OUT, FAN_IN):
-            parts = _all_promised(self.specs, measure)
+            parts = _all_promised(members, measure)
             if parts is not None:
                 bound = tuple(entry for part in parts for entry in part)
                 claims.append(Claim(measure=measure, bound=bound, source="the members' promises in a row"))
@@ -212,48 +227,53 @@ class Chain(AbstractSpec):
                     possible = sum(n_in * n_out for n_in, n_out in zip(self.sizes[:-1], self.sizes[1:], strict=True))
                     density = Fraction(sum(bound), possible)
                     claims.append(Claim(measure=DENSITY, bound=density, source="the members' promises in a row"))
-        if self._is_connected():
+        if _chain_is_connected(members):
             claims.append(
                 Claim(measure=PATH_CONNECTED, bound=True, source="X J Y > 0 if no row of X, no column of Y is 0")
             )
-        paths = self._paths()
+        paths = self._paths(members)
         if paths is not None:
             source = "X J = row sum * J and J Y = column sum * J where these are constant"
             claims.append(Claim(measure=SYMMETRIC, bound=True, source=source))
             claims.append(Claim(measure=PATHS, bound=PathCounts(paths, paths), source=source))
         return tuple(claims)
 
-    def _is_connected(self) -> bool:
-        leads_on = [_is_connected(spec) or _at_least_one(spec, FAN_OUT) for spec in self.specs]
-        leads_back = [_is_connected(spec) or _at_least_one(spec, FAN_IN) for spec in self.specs]
-        return any(
-            _is_connected(spec) and all(leads_on[:i]) and all(leads_back[i + 1 :]) for i, spec in enumerate(self.specs)
-        )
-
-    def _paths(self) -> int | None:
+    def _paths(self, members: Sequence[Claims]) -> int | None:
         """Paths a pair: those of a symmetric member, times the row sums before it and the column sums after it."""
-        for i, spec in enumerate(self.specs):
-            inside = _promised(spec, PATHS)
+        row_sums = [
+            _constant_sum(claims, FAN_OUT, spec.sizes[-1]) for claims, spec in zip(members, self.specs, strict=True)
+        ]
+        column_sums = [
+            _constant_sum(claims, FAN_IN, spec.sizes[0]) for claims, spec in zip(members, self.specs, strict=True)
+        ]
+        for i, claims in enumerate(members):
+            inside = _promised(claims, PATHS)
             if inside is None or inside.min != inside.max:
                 continue
-            before = [_constant_sum(member, FAN_OUT, member.sizes[-1]) for member in self.specs[:i]]
-            after = [_constant_sum(member, FAN_IN, member.sizes[0]) for member in self.specs[i + 1 :]]
+            before, after = row_sums[:i], column_sums[i + 1 :]
             factors = [factor for factor in before + after if factor is not None]
             if len(factors) == len(self.specs) - 1:
                 return inside.min * math.prod(factors)
         return None
 
 
-def _promised(spec: AbstractSpec, measure: Measure) -> Any:
-    """Return what `spec` promises with certainty to be the value of `measure`, or None."""
-    for claim in spec.claims():
+def _is_about_all_pairs(claim: Claim) -> bool:
+    """Whether what is promised of all pairs of an input and an output holds of any of them."""
+    if claim.measure == PATHS:
+        return claim.relation == "==" and claim.bound.min == claim.bound.max
+    return claim.measure in (PATH_CONNECTED, SYMMETRIC) and claim.relation == "==" and claim.bound is True
+
+
+def _promised(claims: Claims, measure: Measure) -> Any:
+    """Return what is promised with certainty to be the value of `measure`, or None."""
+    for claim in claims:
         if claim.measure == measure and claim.relation == "==" and claim.probability == 1:
             return claim.bound
     return None
 
 
-def _all_promised(specs: Sequence[AbstractSpec], measure: Measure) -> list[Any] | None:
-    parts = [_promised(spec, measure) for spec in specs]
+def _all_promised(members: Sequence[Claims], measure: Measure) -> list[Any] | None:
+    parts = [_promised(claims, measure) for claims in members]
     return None if any(part is None for part in parts) else parts
 
 
@@ -264,19 +284,27 @@ def _degrees(ranges: tuple[Range, ...] | None) -> tuple[int, ...] | None:
     return tuple(r.min for r in ranges)
 
 
-def _is_connected(spec: AbstractSpec) -> bool:
-    return _promised(spec, PATH_CONNECTED) is True
+def _chain_is_connected(members: Sequence[Claims]) -> bool:
+    leads_on = [_is_connected(claims) or _at_least_one(claims, FAN_OUT) for claims in members]
+    leads_back = [_is_connected(claims) or _at_least_one(claims, FAN_IN) for claims in members]
+    return any(
+        _is_connected(claims) and all(leads_on[:i]) and all(leads_back[i + 1 :]) for i, claims in enumerate(members)
+    )
 
 
-def _at_least_one(spec: AbstractSpec, measure: Measure) -> bool:
-    ranges = _promised(spec, measure)
+def _is_connected(claims: Claims) -> bool:
+    return _promised(claims, PATH_CONNECTED) is True
+
+
+def _at_least_one(claims: Claims, measure: Measure) -> bool:
+    ranges = _promised(claims, measure)
     return ranges is not None and all(r.min >= 1 for r in ranges)
 
 
-def _constant_sum(spec: AbstractSpec, measure: Measure, n_partners: int) -> int | None:
-    """Return the sum that all rows (FAN_OUT) or columns (FAN_IN) of the product of `spec`'s layers share, or None."""
-    degrees = _degrees(_promised(spec, measure))
+def _constant_sum(claims: Claims, measure: Measure, n_partners: int) -> int | None:
+    """Return the sum that all rows (FAN_OUT) or columns (FAN_IN) of the product of the layers share, or None."""
+    degrees = _degrees(_promised(claims, measure))
     if degrees is not None:
         return math.prod(degrees)
-    paths = _promised(spec, PATHS)
+    paths = _promised(claims, PATHS)
     return None if paths is None or paths.min != paths.max else paths.min * n_partners

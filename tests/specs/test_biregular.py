@@ -1,0 +1,115 @@
+"""RandomBiregular: exact degrees on both sides wherever they exist, and sentences where they do not."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import topogen as tg
+from topogen.errors import GenerationError, SpecError
+from topogen.specs import _patterns
+from topogen.testing import seeds, specs
+
+
+@given(specs(tg.RandomBiregular), seeds())
+def test_degrees_are_exact(spec, seed):
+    net = tg.generate(spec, rng=seed)
+    for layer, fan_in in zip(net, spec.fan_ins, strict=True):
+        dense = layer.toarray()
+        assert (dense.sum(axis=0) == fan_in).all()
+        assert len(set(dense.sum(axis=1).tolist())) == 1
+        assert layer.nnz == dense.sum()
+    assert tg.verify(net).holds is True
+
+
+@pytest.mark.parametrize(("sizes", "fan_in"), [([784, 294], 8), ([300, 100], 9), ([512, 512], 256), ([1000, 1000], 6)])
+def test_published_sizes(sizes, fan_in):
+    report = tg.verify(tg.generate(tg.RandomBiregular(sizes=sizes, fan_in=fan_in), rng=1))
+    assert report.holds is True
+    assert str(report["fan-in"].measured[0]) == str(fan_in)
+
+
+def test_one_fan_in_for_all_layers_or_one_a_layer():
+    one = tg.RandomBiregular(sizes=[6, 6, 6], fan_in=2)
+    each = tg.RandomBiregular(sizes=[6, 6, 6], fan_in=[2, 2])
+    assert one.fan_ins == each.fan_ins == (2, 2)
+    assert tg.generate(one, rng=3) == tg.generate(each, rng=3)
+
+
+def refusal(**arguments):
+    """The sentence with which RandomBiregular refuses the arguments, or None."""
+    try:
+        tg.RandomBiregular(**arguments)
+    except SpecError as error:
+        return str(error)
+    return None
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
+def test_feasible_or_refused_with_a_neighbour_that_is_nearest(n_in, n_out, fan_in):
+    fits = [d for d in range(1, n_in + 1) if n_out * d % n_in == 0]
+    sentence = refusal(sizes=[n_in, n_out], fan_in=fan_in)
+    if fan_in in fits:
+        assert sentence is None
+    elif fan_in > n_in:
+        assert sentence.endswith(f" must be an int in [1, {n_in}]. Got {fan_in}.")
+    else:
+        nearest = int(re.search(r"; the nearest that fits is (\d+)\.$", sentence)[1])
+        assert nearest in fits
+        assert abs(nearest - fan_in) == min(abs(d - fan_in) for d in fits)
+
+
+@pytest.mark.parametrize(
+    ("fan_in", "sentence"),
+    [
+        (900, "The 'fan_in' parameter of RandomBiregular (layer 0, 784 x 300) must be an int in [1, 784]. Got 900."),
+        (
+            8,
+            "The 'fan_in' parameter of RandomBiregular must give every input of layer 0 a whole fan_out: "
+            "n_out * fan_in / n_in = 300 * 8 / 784 = 3.06122. Got 8; the nearest that fits is 196.",
+        ),
+        (
+            [196, 7],
+            "The 'fan_in[1]' parameter of RandomBiregular must give every input of layer 1 a whole fan_out: "
+            "n_out * fan_in / n_in = 100 * 7 / 300 = 2.33333. Got 7; the nearest that fits is 6.",
+        ),
+        *[
+            (fan_in, f"The 'fan_in' parameter of RandomBiregular must be an int >= 1. Got {fan_in!r}.")
+            for fan_in in (0, -3, 2.0, float("nan"), True)
+        ],
+        *[
+            (
+                fan_in,
+                "The 'fan_in' parameter of RandomBiregular must be an int or a sequence of 2 ints, one a layer. Got "
+                f"{fan_in!r}.",
+            )
+            for fan_in in (None, "8", [8], [1, 2, 3])
+        ],
+        ([196, 6.0], "The 'fan_in[1]' parameter of RandomBiregular must be an int >= 1. Got 6.0."),
+    ],
+)
+def test_impossible_degrees_are_refused(fan_in, sentence):
+    with pytest.raises(SpecError, match=f"^{re.escape(sentence)}$"):
+        tg.RandomBiregular(sizes=[784, 300, 100], fan_in=fan_in)
+
+
+def test_the_bound_on_rounds_is_an_error_with_the_number_left(monkeypatch):
+    monkeypatch.setattr(_patterns, "_MAX_ROUNDS", 1)
+    with pytest.raises(
+        GenerationError, match=r"^No simple graph was found .* \d+ double connections are left after 1 "
+    ):
+        tg.generate(tg.RandomBiregular(sizes=[40, 40], fan_in=20), rng=0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "digests"),
+    [
+        (tg.RandomBiregular(sizes=[20, 30, 10], fan_in=[4, 3]), ["8aa1e13ce5e5c268", "a0e241019e828a3b"]),
+        (tg.RandomBiregular(sizes=[12, 8], fan_in=9), ["caade056fe86ac89"]),
+    ],
+)
+def test_seed_2026_draws_what_it_always_drew(spec, digests):
+    assert [tg.pattern_hash(layer)[:16] for layer in tg.generate(spec, rng=2026)] == digests
