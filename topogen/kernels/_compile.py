@@ -46,7 +46,7 @@ class _Announcer(event.Listener):
 
     def on_start(self, event: Any) -> None:
         dispatcher = event.data["dispatcher"]
-        if self.announced or not dispatcher.py_func.__module__.startswith(_PACKAGE):
+        if self.announced or not (dispatcher.py_func.__module__ or "").startswith(_PACKAGE):
             return
         self.announced = True
         folder = dispatcher.stats.cache_path
@@ -58,4 +58,4 @@ class _Announcer(event.Listener):
 
 
 _REVISION = _revision()
-event.register("numba:compile", _Announcer())
+event.register("numba:compile", _Announcer())  # pyright: ignore[reportUnknownMemberType]
