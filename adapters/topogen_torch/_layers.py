@@ -1,0 +1,310 @@
+"""Layers that store and compute only the connections that exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor, nn
+
+from topogen import Topology, as_pattern, checks
+from topogen.errors import SpecError
+from topogen_torch import init
+from topogen_torch._layout import STORED, TRANSPOSED, checked_pattern, stored_index, to_pattern, transposed_index
+from topogen_torch._ops import Index, sparse_linear, to_dense
+
+__all__ = ["SparseLinear", "sparse_mlp"]
+
+
+class SparseLinear(nn.Module):
+    r"""Linear layer with one weight for each connection of a pattern: :math:`y = x W + b`.
+
+    W has shape (in, out), rows = inputs, as every topogen matrix; `torch.nn.Linear` stores the transpose, (out, in).
+    `from_linear` and `to_linear` are the places where it is turned.
+
+    Parameters
+    ----------
+    pattern : scipy sparse array or matrix, shape (in, out)
+        A connection i -> j wherever the entry is not zero. No connections at all is legal.
+    bias : bool
+        Whether to add a learned bias.
+    dtype : torch.dtype, optional
+        float32 and float64 are computed as they are; float16 and bfloat16 in float32, rounded once.
+    device : torch.device, optional
+        On ``meta`` only the values and the bias are: the index buffers always hold data.
+
+    Attributes
+    ----------
+    values : Parameter, shape (nnz,)
+        The weights in value ordering: row-major over (input, output). The same object for the layer's whole life.
+    bias : Parameter, shape (out,), or None
+    in_features, out_features, nnz : int
+    density : float
+        Stored connections / possible connections.
+    pattern : csr_array, shape (in, out), dtype bool
+        A copy, in canonical form.
+
+    Raises
+    ------
+    SpecError
+        If `pattern` is no matrix, holds NaN or needs more than int32 indices, or `dtype` is no float type.
+
+    Notes
+    -----
+    Weights start as `init.kaiming_uniform_` draws them, for the fan-in that each output really has and a rectifier
+    behind the layer, so that activations keep their size at any density; `torch.nn.Linear` starts them smaller by a
+    factor sqrt(6). Biases start at 0. An output neuron with no connection gives its bias alone, and learns it.
+
+    Memory: nnz values, 12 nnz bytes of indices, and no array of size in * out, forward or backward. A full pattern
+    multiplies densely, since its values are the dense matrix.
+
+    Loading a state dict restores pattern and values together, whatever their number: `values` is resized in place and
+    its gradient dropped. A state that cannot belong to the layer (other sizes, indices that are not canonical or do not
+    match their hash, values of another number or not finite) is refused and leaves the whole layer as it was.
+
+    Examples
+    --------
+    >>> import scipy.sparse as sp, torch, topogen_torch as tt
+    >>> layer = tt.SparseLinear(sp.eye_array(3), bias=False)
+    >>> _ = layer.values.data.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    >>> layer(torch.ones(2, 3)).tolist()
+    [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]
+    """
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    indptr: Tensor
+    indices: Tensor
+    sizes: Tensor
+    pattern_hash: Tensor
+    indptr_t: Tensor
+    indices_t: Tensor
+    permutation: Tensor
+
+    def __init__(
+        self,
+        pattern: Any,
+        *,
+        bias: bool = True,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | int | None = None,
+    ) -> None:
+        super().__init__()
+        self._build(as_pattern(pattern), bias, dtype, device)
+        self.reset_parameters()
+
+    def _build(self, pattern: sp.csr_array, bias: bool, dtype: torch.dtype | None, device: Any) -> None:
+        """Allocate everything; parameters are left uninitialised."""
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            checks.refuse("dtype", "SparseLinear", "a torch float type", dtype)
+        checks.instance(bias, "bias", "SparseLinear", bool)
+        self.in_features, self.out_features = pattern.shape
+        index = stored_index(pattern)
+        self.values = nn.Parameter(torch.empty(pattern.nnz, dtype=dtype, device=device))
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(self.out_features, dtype=dtype, device=device)) if bias else None
+        )
+        for name, buffer in (index | transposed_index(pattern)).items():
+            self.register_buffer(name, self._placed(buffer), persistent=name in STORED)
+
+    def _placed(self, buffer: Tensor) -> Tensor:
+        return buffer if self.values.is_meta else buffer.to(self.values.device)
+
+    def reset_parameters(self) -> None:
+        """Draw new weights with `init.kaiming_uniform_` and set the bias to 0."""
+        init.kaiming_uniform_(self)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @property
+    def nnz(self) -> int:
+        """Stored connections."""
+        return self.indices.numel()
+
+    @property
+    def density(self) -> float:
+        """Stored connections / possible connections."""
+        return self.nnz / (self.in_features * self.out_features)
+
+    @property
+    def pattern(self) -> sp.csr_array:
+        """The connections: a copy, canonical, bool, shape (in, out)."""
+        return to_pattern(self.indptr, self.indices, self.out_features)
+
+    def fan_in(self) -> Tensor:
+        """Return the connections of each output, int64, shape (out,)."""
+        return torch.bincount(self.indices, minlength=self.out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        index = Index(self.indptr, self.indices, self.indptr_t, self.indices_t, self.permutation)
+        return sparse_linear(x, self.values, self.bias, index, self.out_features)
+
+    def to_scipy(self) -> sp.csr_array:
+        """Return the weights as a (in, out) csr_array; every stored connection is kept, zeros included.
+
+        float32 or float64; float16 and bfloat16, which scipy cannot store, become float32.
+        """
+        values = self.values.detach().cpu()
+        values = values if values.dtype in (torch.float32, torch.float64) else values.float()
+        pattern = self.pattern
+        weights = sp.csr_array((values.numpy().copy(), pattern.indices, pattern.indptr), shape=pattern.shape)
+        weights.has_canonical_format = True
+        return weights
+
+    def to_linear(self) -> nn.Linear:
+        """Return a `torch.nn.Linear` that computes the same, with zeros where there is no connection."""
+        linear = nn.utils.skip_init(
+            nn.Linear, self.in_features, self.out_features, bias=self.bias is not None,
+            dtype=self.values.dtype, device=self.values.device,
+        )  # fmt: skip
+        assert isinstance(linear, nn.Linear)
+        with torch.no_grad():
+            linear.weight.copy_(to_dense(self.values, self.indptr, self.indices, self.out_features).t())
+            if self.bias is not None:
+                linear.bias.copy_(self.bias)
+        return linear.train(self.training)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, pattern: Any) -> Self:
+        """Return a layer with those weights of `linear` that `pattern`, shape (in, out), keeps.
+
+        Raises
+        ------
+        SpecError
+            If `linear` is no `torch.nn.Linear` or `pattern` has another shape.
+        """
+        checks.instance(linear, "linear", "from_linear", nn.Linear)
+        pattern = as_pattern(pattern)
+        if pattern.shape != (linear.in_features, linear.out_features):
+            raise SpecError(
+                "The 'pattern' parameter of from_linear must have the shape (inputs, outputs) of the layer, "
+                f"({linear.in_features}, {linear.out_features}). Got {pattern.shape}."
+            )
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._build(pattern, linear.bias is not None, linear.weight.dtype, linear.weight.device)
+        with torch.no_grad():
+            rows, columns = (torch.from_numpy(part.astype(np.int64)) for part in pattern.nonzero())
+            layer.values.copy_(linear.weight[columns, rows])
+            if layer.bias is not None:
+                layer.bias.copy_(linear.bias)
+        return layer.train(linear.training)
+
+    def extra_repr(self) -> str:
+        """Sizes, connections and density."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, nnz={self.nnz}, "
+            f"density={self.density:.4g}, bias={self.bias is not None}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move as torch does, but never lose the indices: ``to_empty`` and ``to("meta")`` would."""
+        indices: dict[str, Tensor] = {name: getattr(self, name) for name in (*STORED, *TRANSPOSED)}
+        super()._apply(fn, recurse)
+        for name, buffer in indices.items():
+            if self._buffers[name] is not buffer:
+                self._buffers[name] = self._placed(buffer)
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Check the whole state before anything is changed; a missing key stands for what the layer has."""
+        names = ("values", *STORED) if self.bias is None else ("values", "bias", *STORED)
+        state = {name: state_dict.get(prefix + name, getattr(self, name)) for name in names}
+        try:
+            pattern = checked_pattern(state, (self.in_features, self.out_features))
+            _check_numbers("values", state["values"], pattern.nnz)
+            if self.bias is not None:
+                _check_numbers("bias", state["bias"], self.out_features)
+        except SpecError as error:
+            error_msgs.append(f"The state of SparseLinear '{prefix.rstrip('.')}' is refused: {error}")
+            return
+        parameters = {name: parameter for name, parameter in self._parameters.items() if parameter is not None}
+        if pattern.nnz != self.nnz:
+            self.values.data = self.values.new_empty(pattern.nnz)
+            self.values.grad = None
+        self._adopt(pattern)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )  # fmt: skip
+        if local_metadata.get("assign_to_params_buffers", False):
+            self._adopt(pattern)  # buffers of our own, not the caller's
+            for name, parameter in parameters.items():
+                self._keep(name, parameter)
+
+    def _adopt(self, pattern: sp.csr_array) -> None:
+        """Replace the index buffers; the caller sees to it that `values` fits."""
+        for name, buffer in (stored_index(pattern) | transposed_index(pattern)).items():
+            self._buffers[name] = self._placed(buffer)
+
+    def _keep(self, name: str, parameter: nn.Parameter) -> None:
+        """After ``assign=True``: give the old Parameter the assigned data. One on ``meta`` cannot take any."""
+        assigned = self._parameters[name]
+        if assigned is None or assigned is parameter or parameter.is_meta != assigned.is_meta:
+            return
+        if (parameter.dtype, parameter.device) != (assigned.dtype, assigned.device):
+            parameter.grad = None
+        parameter.data = assigned.data
+        self._parameters[name] = parameter
+
+
+def _check_numbers(name: str, tensor: Any, count: int) -> None:
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.shape != (count,):
+        got = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise SpecError(f"'{name}' must be a float tensor of shape ({count},). Got {got}.")
+    if not tensor.is_meta and not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise SpecError(f"'{name}' must be finite. Got {bad} that are not.")
+
+
+def sparse_mlp(
+    topology: Topology,
+    *,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+    bias: bool = True,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | int | None = None,
+) -> nn.Sequential:
+    """Return a multilayer perceptron with one `SparseLinear` for each layer of a topology.
+
+    Parameters
+    ----------
+    topology : Topology, or a sequence of matrices
+        Its patterns, in order.
+    activation : callable
+        Called without arguments for a module to stand between two layers. None follows the last layer: its outputs
+        are logits, and a rectifier on them would cut the gradient of every negative one.
+    bias, dtype, device
+        As for `SparseLinear`.
+
+    Returns
+    -------
+    torch.nn.Sequential
+
+    Examples
+    --------
+    >>> import topogen as tg, topogen_torch as tt
+    >>> [type(module).__name__ for module in tt.sparse_mlp(tg.generate(tg.Dense(sizes=[4, 3, 2])))]
+    ['SparseLinear', 'ReLU', 'SparseLinear']
+    """
+    if not callable(activation):
+        checks.refuse("activation", "sparse_mlp", "a callable that returns a module", activation)
+    chain = topology if isinstance(topology, Topology) else Topology(topology)
+    modules: list[nn.Module] = []
+    for pattern in chain:
+        if modules:
+            modules.append(activation())
+        modules.append(SparseLinear(pattern, bias=bias, dtype=dtype, device=device))
+    return nn.Sequential(*modules)

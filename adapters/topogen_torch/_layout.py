@@ -1,0 +1,140 @@
+"""A layer pattern as index buffers: what a kernel reads, and what a state dict stores of it.
+
+Value ordering is row-major over (input, output), as csr stores it. The backward pass walks the csr index itself. The
+forward pass needs the connections of each output together: the csc index, with a permutation that says where the value
+of each of its connections stands in value ordering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from topogen import pattern_hash
+from topogen.errors import SpecError
+
+__all__ = ["STORED", "TRANSPOSED", "checked_pattern", "is_full", "stored_index", "to_pattern", "transposed_index"]
+
+STORED = ("indptr", "indices", "sizes", "pattern_hash")  # in the state dict
+TRANSPOSED = ("indptr_t", "indices_t", "permutation")  # derived
+
+_LIMIT = 2**31
+
+
+def stored_index(pattern: sp.csr_array) -> dict[str, Tensor]:
+    """Return the buffers that determine a canonical pattern, for the state dict.
+
+    Parameters
+    ----------
+    pattern : csr_array, shape (n_in, n_out)
+        In canonical form, as `topogen.as_pattern` returns it.
+
+    Returns
+    -------
+    dict of Tensor
+        ``indptr`` (n_in + 1,) and ``indices`` (nnz,), int32; ``sizes`` (2,), int64; ``pattern_hash`` (32,), uint8.
+
+    Raises
+    ------
+    SpecError
+        If a size or the number of connections does not fit into int32.
+    """
+    refuse_wide(*pattern.shape, pattern.nnz)
+    return {
+        "indptr": torch.from_numpy(pattern.indptr.astype(np.int32)),
+        "indices": torch.from_numpy(pattern.indices.astype(np.int32)),
+        "sizes": torch.tensor(pattern.shape, dtype=torch.int64, device="cpu"),
+        "pattern_hash": torch.frombuffer(bytearray.fromhex(pattern_hash(pattern)), dtype=torch.uint8),
+    }
+
+
+def transposed_index(pattern: sp.csr_array) -> dict[str, Tensor]:
+    """Return the csc index of a canonical pattern, int32, and the place of each connection in value ordering.
+
+    Counting, not sorting: linear in the connections. Empty for a full pattern, whose values are a dense matrix.
+    """
+    if is_full(pattern):
+        return {name: torch.empty(0, dtype=torch.int32, device="cpu") for name in TRANSPOSED}
+    places = np.arange(pattern.nnz, dtype=np.int32)
+    transposed = sp.csr_array((places, pattern.indices, pattern.indptr), shape=pattern.shape).tocsc()
+    parts = (transposed.indptr, transposed.indices, transposed.data)
+    return {
+        name: torch.from_numpy(part.astype(np.int32, copy=False)) for name, part in zip(TRANSPOSED, parts, strict=True)
+    }
+
+
+def is_full(pattern: sp.csr_array) -> bool:
+    """Whether every possible connection exists, so that the values are the dense (n_in, n_out) matrix itself."""
+    return pattern.nnz == pattern.shape[0] * pattern.shape[1]
+
+
+def to_pattern(indptr: Tensor, indices: Tensor, n_out: int) -> sp.csr_array:
+    """Return the canonical pattern of checked buffers; it shares no memory with them."""
+    parts = (np.ones(indices.numel(), np.bool_), indices.cpu().numpy().copy(), indptr.cpu().numpy().copy())
+    pattern = sp.csr_array(parts, shape=(indptr.numel() - 1, n_out))
+    pattern.has_canonical_format = True
+    return pattern
+
+
+def checked_pattern(state: Mapping[str, Any], sizes: tuple[int, int]) -> sp.csr_array:
+    """Return the pattern that a state dict stores for a layer of these sizes, or say in one sentence why it cannot be.
+
+    Kernels trust their indices, so every one of them is looked at. Raises `SpecError`.
+    """
+    for name in STORED:
+        if not isinstance(state[name], Tensor) or state[name].is_floating_point() or state[name].is_meta:
+            raise SpecError(f"'{name}' must be a tensor of ints. Got {_kind(state[name])}.")
+    stored = tuple(state["sizes"].tolist())
+    if stored != sizes:
+        raise SpecError(f"'sizes' must be {list(sizes)}, (inputs, outputs). Got {list(stored)}.")
+    indptr, indices = state["indptr"].cpu().numpy(), state["indices"].cpu().numpy()
+    refuse_wide(*sizes, indices.size)
+    _check_canonical(indptr, indices, *sizes)
+    parts = (np.ones(indices.size, np.bool_), indices.astype(np.int32), indptr.astype(np.int32))
+    pattern = sp.csr_array(parts, shape=sizes)
+    pattern.has_canonical_format = True
+    promised, found = bytes(state["pattern_hash"].flatten().tolist()).hex(), pattern_hash(pattern)
+    if promised != found:
+        raise SpecError(f"'pattern_hash' must be that of the stored indices, {found[:12]}... Got {promised[:12]}...")
+    return pattern
+
+
+def refuse_wide(n_in: int, n_out: int, nnz: int) -> None:
+    """Raise `SpecError` where int32 indices do not suffice."""
+    if max(n_in, n_out, nnz) >= _LIMIT:
+        raise SpecError(
+            f"The 'pattern' parameter of SparseLinear must have fewer than 2^31 inputs, outputs and connections. "
+            f"Got {n_in} x {n_out} with {nnz}."
+        )
+
+
+def _check_canonical(indptr: np.ndarray, indices: np.ndarray, n_in: int, n_out: int) -> None:
+    if indptr.shape != (n_in + 1,) or indices.ndim != 1:
+        shapes = f"{indptr.shape} and {indices.shape}"
+        raise SpecError(f"'indptr' and 'indices' must have shapes ({n_in + 1},) and (nnz,). Got {shapes}.")
+    steps = np.diff(indptr.astype(np.int64))
+    if indptr[0] != 0 or indptr[-1] != indices.size or (steps < 0).any():
+        ends = f"{indptr[0]} to {indptr[-1]}"
+        raise SpecError(f"'indptr' must rise from 0 to the {indices.size} stored indices. Got {ends}.")
+    if indices.size == 0:
+        return
+    if indices.min() < 0 or indices.max() >= n_out:
+        raise SpecError(f"'indices' must lie in [0, {n_out - 1}]. Got [{indices.min()}, {indices.max()}].")
+    rising = np.diff(indices.astype(np.int64)) > 0
+    starts = indptr[1:-1]
+    rising[starts[(starts > 0) & (starts < indices.size)] - 1] = True  # from one input's connections to the next's
+    if not rising.all():
+        place = int(np.argmin(rising)) + 1
+        pair = f"{indices[place]} after {indices[place - 1]}"
+        raise SpecError(f"'indices' must rise within each input's connections. Got {pair}.")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.device.type} tensor of {value.dtype}"
+    return f"a {type(value).__name__}"

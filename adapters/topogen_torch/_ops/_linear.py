@@ -1,0 +1,124 @@
+"""The sparse linear layer as registered operators, and its gradient."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from topogen.errors import SpecError
+from topogen_torch._ops import _cpu
+from topogen_torch._ops._dense import announce_fallback, dense_linear
+
+__all__ = ["Index", "sparse_linear"]
+
+KERNEL_DEVICES = {"cpu", "meta"}
+_SHORT = (torch.float16, torch.bfloat16)
+
+torch.library.define(
+    "topogen::sparse_linear",
+    "(Tensor x, Tensor values, Tensor? bias, Tensor indptr_t, Tensor indices_t, Tensor permutation) -> Tensor",
+)
+torch.library.define(
+    "topogen::sparse_linear_backward",
+    "(Tensor dy, Tensor x, Tensor values, Tensor indptr, Tensor indices, bool[3] needs) -> (Tensor, Tensor, Tensor)",
+)
+torch.library.impl("topogen::sparse_linear", "cpu")(_cpu.forward)
+torch.library.impl("topogen::sparse_linear_backward", "cpu")(_cpu.backward)
+
+
+@torch.library.register_fake("topogen::sparse_linear")
+def _fake_forward(
+    x: Tensor, values: Tensor, bias: Tensor | None, indptr_t: Tensor, indices_t: Tensor, permutation: Tensor
+) -> Tensor:
+    return x.new_empty(x.shape[0], indptr_t.shape[0] - 1)
+
+
+@torch.library.register_fake("topogen::sparse_linear_backward")
+def _fake_backward(
+    dy: Tensor, x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (x.shape, values.shape, dy.shape[1:])
+    dx, dvalues, dbias = (x.new_empty(shape if need else 0) for shape, need in zip(shapes, needs, strict=True))
+    return dx, dvalues, dbias
+
+
+_forward = torch.ops.topogen.sparse_linear.default
+_backward = torch.ops.topogen.sparse_linear_backward.default
+
+
+class Index(NamedTuple):
+    """The int32 index buffers of one layer, csr and csc; see `topogen_torch._layout`."""
+
+    indptr: Tensor
+    indices: Tensor
+    indptr_t: Tensor
+    indices_t: Tensor
+    permutation: Tensor
+
+
+class _SparseLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, *index: Tensor) -> Tensor:
+        indptr, indices, indptr_t, indices_t, permutation = index
+        ctx.save_for_backward(x, values, indptr, indices)
+        return _forward(x, values, bias, indptr_t, indices_t, permutation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        needs = ctx.needs_input_grad[:3]
+        found = _backward(dy, *ctx.saved_tensors, needs)
+        return (*(gradient if need else None for gradient, need in zip(found, needs, strict=True)), *(None,) * 5)
+
+
+def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, out_features: int) -> Tensor:
+    """Return ``x @ W + bias``, where W (in, out) has `values` at the connections of `index`.
+
+    float32 and float64 have kernels on the CPU; float16 and bfloat16 are computed there in float32 and rounded once.
+    On a device without a kernel the product is dense, and a warning says so once.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., in)
+        Any number of leading dimensions, none included.
+    values : Tensor, shape (nnz,)
+        In value ordering, of the dtype of `x` and on its device.
+    bias : Tensor, shape (out,), optional
+    index : Index
+    out_features : int
+
+    Returns
+    -------
+    Tensor, shape (..., out)
+    """
+    if x.device != values.device:
+        raise SpecError(f"The input of SparseLinear must be on {values.device} as its values are. Got {x.device}.")
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, values, bias = x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
+    in_features = index.indptr.shape[0] - 1
+    if x.ndim == 0 or x.shape[-1] != in_features:
+        raise SpecError(f"The input of SparseLinear must have shape (..., {in_features}). Got {tuple(x.shape)}.")
+    if x.dtype != values.dtype:
+        raise SpecError(f"The input of SparseLinear must be {values.dtype} as its values are. Got {x.dtype}.")
+
+    if values.shape[0] == in_features * out_features:  # every connection exists: in value ordering, a dense matrix
+        return torch.nn.functional.linear(x, values.view(in_features, out_features).t(), bias)
+    if device not in KERNEL_DEVICES:
+        announce_fallback(x.device, in_features, out_features, values.itemsize)
+        return dense_linear(x, values, bias, index.indptr, index.indices, out_features)
+    if x.dtype in _SHORT:
+        wide = (x.float(), values.float(), None if bias is None else bias.float())
+        return _by_kernel(*wide, index, out_features).to(x.dtype)
+    return _by_kernel(x, values, bias, index, out_features)
+
+
+def _by_kernel(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, out_features: int) -> Tensor:
+    if x.ndim == 2:
+        return _SparseLinear.apply(x, values, bias, *index)
+    y = _SparseLinear.apply(x.reshape(-1, x.shape[-1]), values, bias, *index)
+    return y.view(*x.shape[:-1], out_features)
