@@ -38,7 +38,8 @@ _INITIAL = 101  # names, below a member's seed, the draw of its initial weights;
 # pixel and the last, dense, one output a class.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {
-        "spec": "Chain(RadixNet(systems=[[4, 4, 4]], widths=[1, 8, 8, 1]), Dense(sizes=[64, 10]))",
+        # 24,960 of 249,600 connections, the read-out included: exactly 90 % sparse
+        "spec": "Chain(RadixNet(systems=[[2, 8, 4]], widths=[1, 5, 5, 6]), Dense(sizes=[384, 10]))",
         "epochs": 20,
         "batch_size": 32,
         "lr": 0.05,

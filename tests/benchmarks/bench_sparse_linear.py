@@ -64,10 +64,12 @@ def step(module: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> tuple[float, f
 def measure(modules: dict[str, nn.Module], x: torch.Tensor, dy: torch.Tensor, repeats: int) -> dict[str, list[float]]:
     """Median seconds of each module, forward and forward + backward; one step outside the clock before each turn."""
     times = {name: [] for name in modules}
-    for _ in range(repeats):
+    for turn in range(-1, repeats):  # turn -1 is warm-up
         for name, module in modules.items():
             step(module, x, dy)
-            times[name].append(step(module, x, dy))
+            seconds = step(module, x, dy)
+            if turn >= 0:
+                times[name].append(seconds)
     return {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in times.items()}
 
 
