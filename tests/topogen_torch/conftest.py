@@ -1,0 +1,16 @@
+"""Without PyTorch every module here is a skip that is printed and counted, not an error."""
+
+import importlib.util
+
+import pytest
+
+
+class NeedsTorch(pytest.Module):
+    def collect(self):
+        pytest.skip("needs PyTorch: pip install 'topogen-nn[torch]'", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    if importlib.util.find_spec("torch") is None:
+        return NeedsTorch.from_parent(parent, path=module_path)
+    return None
