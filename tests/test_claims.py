@@ -47,6 +47,49 @@ def test_exact_values_are_compared_exactly():
     assert tg.Claim(measure=FAN_IN, bound=(Range(2, 2),), source="").is_kept_by((Range(2, 3),)) is False
 
 
+SIGMA = tg.Measure("second singular value", tg.measures.second_singular_value)
+
+
+def test_a_tolerance_covers_rounding_on_the_far_side_of_the_bound_only():
+    below = tg.Claim(measure=SIGMA, bound=2.0, relation="<=", tolerance=1e-8, source="a theorem")
+    above = tg.Claim(measure=SIGMA, bound=2.0, relation=">=", tolerance=1e-8, source="a theorem")
+    assert [below.is_kept_by(2 + off) for off in (-1, 0, 9e-9, 1.1e-8)] == [True, True, True, False]
+    assert [above.is_kept_by(2 + off) for off in (1, 0, -9e-9, -1.1e-8)] == [True, True, True, False]
+    assert not tg.Claim(measure=SIGMA, bound=2.0, relation="<=", source="a theorem").is_kept_by(2 + 9e-9)
+
+
+def test_a_tolerance_is_shown():
+    below = tg.Claim(measure=SIGMA, bound=1.0, relation="<=", tolerance=1e-8, source="a theorem")
+    report = tg.verify([[1, 1], [1, 1]], claims=[below])
+    assert report.rows[0].tolerance == report.to_dict()["rows"][0]["tolerance"] == 1e-8
+    assert "second singular value  <= 1 (to 1e-08)" in str(report)
+    assert report.rows[1].promise == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            {"bound": 2.0},
+            "The 'tolerance' parameter of Claim must be 0 unless a float bound is compared by <= or >= "
+            "(second singular value == 2). Got 1e-08.",
+        ),
+        (
+            {"bound": 2, "relation": "<="},
+            "The 'tolerance' parameter of Claim must be 0 unless a float bound is compared by <= or >= "
+            "(second singular value <= 2). Got 1e-08.",
+        ),
+        (
+            {"bound": 2.0, "relation": "<="} | {"tolerance": 1e-3},
+            "The 'tolerance' parameter of Claim must be a finite number in [0, 1e-06]. Got 0.001.",
+        ),
+    ],
+)
+def test_exact_promises_take_no_tolerance(arguments, sentence):
+    with pytest.raises(SpecError, match=f"^{re.escape(sentence)}$"):
+        tg.Claim(**{"measure": SIGMA, "tolerance": 1e-8, "source": "a theorem", **arguments})
+
+
 def test_a_claim_reads_as_a_sentence():
     assert str(claim((2, 2), "<=")) == "connections <= (2, 2)"
     assert claim((2, 2)).name == "connections"
@@ -63,8 +106,8 @@ def test_a_claim_reads_as_a_sentence():
         (Fraction(1), "1"),
         ((1, 2, 3), "(1, 2, 3)"),
         ((5, 5, 5), "(5, 5, 5)"),
-        ((5,) * 120, "(120 x 5)"),
-        ((1, *(5,) * 4, 2, 2), "(1, 4 x 5, 2, 2)"),
+        ((5,) * 120, "(120 times 5)"),
+        ((1, *(5,) * 4, 2, 2), "(1, 4 times 5, 2, 2)"),
         (Range(70, 80), "70..80"),
         ((Range(30, 30), Range(70, 80)), "(30, 70..80)"),
         (PathCounts(3, 3), "3"),

@@ -75,19 +75,23 @@ def test_seeds_are_seed_sequences_of_every_kind():
     assert any(seed.entropy < 10 for seed in drawn_seeds)
 
 
+# Families of one number, or of primes: few of them are small.
+FEW = {tg.ProjectivePlane, tg.LPS, tg.Paley, tg.GabberGalil, tg.ChordalCycle}
+
+
 @pytest.mark.parametrize("family", tg.ALL_SPECS, ids=lambda family: family.__name__)
 def test_specs_of_a_family_are_small_and_of_that_family(family):
     examples = drawn(specs(family), n=100)
     assert {type(spec) for spec in examples} == {family}
-    assert max(max(spec.sizes) for spec in examples) <= 120
-    assert len(set(examples)) > 10
+    assert max(max(spec.sizes) for spec in examples) <= 128
+    assert len(set(examples)) > (1 if family in FEW else 10)
 
 
 def test_specs_draws_every_family_and_combinators_hold_every_family():
     examples = drawn(specs(), n=600)
     assert {type(spec) for spec in examples} >= set(tg.ALL_SPECS)
-    held = {type(spec.spec) for spec in examples if isinstance(spec, tg.Trim)}
-    held |= {type(member) for spec in examples if isinstance(spec, tg.Chain) for member in spec.specs}
+    held = {type(spec.spec) for family in (tg.Trim, tg.Transpose) for spec in drawn(specs(family), n=300)}
+    held |= {type(member) for spec in drawn(specs(tg.Chain), n=300) for member in spec.specs}
     assert held >= set(tg.ALL_SPECS)
 
 

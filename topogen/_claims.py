@@ -21,8 +21,11 @@ __all__ = [
     "DENSITY",
     "FAN_IN",
     "FAN_OUT",
+    "GIRTH",
     "PATHS",
     "PATH_CONNECTED",
+    "RAMANUJAN_RATIO",
+    "SECOND_SINGULAR_VALUE",
     "SIZES",
     "SYMMETRIC",
     "Claim",
@@ -39,6 +42,8 @@ _HOLDS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
+
+_MOST_ROUNDING = 1e-6  # a tolerance is for rounding, never a margin
 
 _LONGEST_DECIMAL = 14_000  # bits; Python refuses to write ints of more than 4300 digits in decimal
 
@@ -96,6 +101,10 @@ PATHS = Measure("paths per pair", measures.path_counts)
 DEAD_NEURONS = Measure("dead neurons", measures.dead_neurons, _number_dead)
 COMPONENTS = Measure("components", measures.n_components)
 
+GIRTH = Measure("girth", measures.girth)
+SECOND_SINGULAR_VALUE = Measure("second singular value", measures.second_singular_values, max)
+RAMANUJAN_RATIO = Measure("sigma_2 / Ramanujan bound", measures.ramanujan_ratios, max)
+
 DEFAULT_MEASURES = (
     SIZES, CONNECTIONS, DENSITY, FAN_OUT, FAN_IN, PATH_CONNECTED, SYMMETRIC, PATHS, DEAD_NEURONS, COMPONENTS,
 )  # fmt: skip
@@ -117,11 +126,15 @@ class Claim:
         How the measured value stands to the bound.
     probability : float, in (0, 1]
         The least probability with which a random family keeps the promise; 1 where it is certain.
+    tolerance : float, in [0, 1e-6]
+        How far beyond a float bound the measured value may lie, because it is computed in floating point. An exact
+        bound takes none, and neither does "==": that a number is sqrt(3) is two claims, "<=" and ">=".
 
     Raises
     ------
     SpecError
-        If `measure` is no Measure, `source` no string, or `relation` or `probability` is out of range.
+        If `measure` is no Measure, `source` no string, `relation`, `probability` or `tolerance` out of range, or a
+        tolerance is given where the comparison is exact.
 
     Examples
     --------
@@ -139,12 +152,18 @@ class Claim:
     source: str
     relation: Relation = "=="
     probability: float = 1.0
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         checks.instance(self.measure, "measure", "Claim", Measure)
         checks.instance(self.source, "source", "Claim", str)
         checks.one_of(self.relation, "relation", "Claim", tuple(_HOLDS))
         checks.real(self.probability, "probability", "Claim", high=1.0, open_low=True)
+        checks.real(self.tolerance, "tolerance", "Claim", high=_MOST_ROUNDING)
+        if self.tolerance and not (isinstance(self.bound, float) and self.relation in ("<=", ">=")):
+            checks.refuse(
+                "tolerance", "Claim", f"0 unless a float bound is compared by <= or >= ({self})", self.tolerance
+            )
 
     @property
     def name(self) -> str:
@@ -158,7 +177,9 @@ class Claim:
         if isinstance(bound, tuple):
             entries = cast(tuple[Any, ...], bound)
             return len(measured) == len(entries) and all(map(holds, measured, entries))
-        return bool(holds(measured, self.bound))
+        if self.tolerance:
+            bound += self.tolerance if self.relation == "<=" else -self.tolerance
+        return bool(holds(measured, bound))
 
     def __str__(self) -> str:
         return f"{self.name} {self.relation} {shown(self.bound)}"
@@ -175,6 +196,16 @@ class ReportRow:
     relation: str = "=="
     source: str = ""
     probability: float = 1.0
+    tolerance: float = 0.0
+
+    @property
+    def promise(self) -> str:
+        """What was promised, for a table: the relation unless it is ==, the bound, the tolerance unless it is 0."""
+        if self.holds is None:
+            return ""
+        relation = "" if self.relation == "==" else f"{self.relation} "
+        rounding = f" (to {self.tolerance:g})" if self.tolerance else ""
+        return f"{relation}{shown(self.promised)}{rounding}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +266,7 @@ class Report:
                     "holds": row.holds,
                     "source": row.source,
                     "probability": row.probability,
+                    "tolerance": row.tolerance,
                 }
                 for row in self.rows
             ],
@@ -244,9 +276,7 @@ class Report:
         verdict = {True: "yes", False: "NO", None: ""}
         table = [("claim", "promised", "measured", "held")]
         for row in self.rows:
-            relation = "" if row.relation == "==" else f"{row.relation} "
-            promised = "" if row.holds is None else relation + shown(row.promised)
-            table.append((row.name, promised, shown(row.measured), verdict[row.holds]))
+            table.append((row.name, row.promise, shown(row.measured), verdict[row.holds]))
         columns = [max(len(line[c]) for line in table) for c in range(4)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, columns, strict=True)).rstrip() for line in table
@@ -261,7 +291,7 @@ def shown(value: Any) -> str:
         return "yes" if value else "no"
     if _is_plain_tuple(value):
         runs = ((text, len(list(run))) for text, run in groupby(map(shown, value)))
-        parts = (f"{times} x {text}" if times > 3 else ", ".join([text] * times) for text, times in runs)
+        parts = (f"{times} times {text}" if times > 3 else ", ".join([text] * times) for text, times in runs)
         return f"({', '.join(parts)})"
     if isinstance(value, Fraction):
         return f"{value} = {float(value):.4g}" if value.denominator > 1 else str(value)

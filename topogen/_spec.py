@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import numpy as np
@@ -253,10 +254,9 @@ def _from_plain(plain: Any) -> Any:
     values: dict[str, Any] = {str(name): _from_plain(value) for name, value in plain.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     family = values.pop("family", None)
     if family not in _FAMILIES:
-        known = ", ".join(sorted(_FAMILIES))
-        raise FormatError(
-            f"The spec's family must be known (import the module that defines it). Got {family!r}, known: {known}."
-        )
+        near = get_close_matches(str(family), _FAMILIES, n=1)
+        hint = f"; the nearest is {near[0]!r}" if near else ""
+        raise FormatError(f"The spec's family must be known (import the module that defines it). Got {family!r}{hint}.")
     try:
         return _FAMILIES[family].from_fields(values)
     except (SpecError, TypeError, ValueError) as error:

@@ -15,12 +15,16 @@ from topogen import checks
 from topogen._contract import assert_spec_contract
 from topogen._spec import AbstractSpec
 from topogen._topology import Topology, as_pattern
-from topogen.specs import Chain, Dense, ErdosRenyi, RadixNet, RandomBiregular, Trim
+from topogen.specs import Chain, Dense, ErdosRenyi, GraphChallenge, Permute, RadixNet, RandomBiregular, Trim
 
 try:
     from hypothesis import strategies as st
 except ImportError as error:
     raise ImportError("topogen.testing needs hypothesis: pip install 'topogen-nn[testing]'.") from error
+
+from topogen._strategies_expanders import STRATEGIES as _EXPANDERS
+from topogen._strategies_kron import combinators, graph_challenges, permutes, relabelled_radix_nets
+from topogen._strategies_structured import STRATEGIES as _STRUCTURED
 
 __all__ = ["assert_spec_contract", "patterns", "register_strategy", "seeds", "specs", "topologies"]
 
@@ -186,7 +190,11 @@ def _random_biregular(draw: st.DrawFn, sizes: Sequence[int] | None = None) -> Ra
     sizes = tuple(sizes or draw(_sizes()))
     steps = [n_in // math.gcd(n_in, n_out) for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)]
     fan_ins = [draw(st.integers(1, n_in // step)) * step for n_in, step in zip(sizes, steps, strict=False)]
-    return RandomBiregular(sizes=sizes, fan_in=fan_ins[0] if len(set(fan_ins)) == 1 else tuple(fan_ins))
+    # degrees up to 10 keep sigma_1 below twice the bound, but for permutations, whose bound is 0
+    permutation = any(d == 1 and n_in == n_out for d, n_in, n_out in zip(fan_ins, sizes, sizes[1:], strict=False))
+    within = None if permutation else draw(st.sampled_from([None, 2.0]))
+    fan_in = fan_ins[0] if len(set(fan_ins)) == 1 else tuple(fan_ins)
+    return RandomBiregular(sizes=sizes, fan_in=fan_in, within=within)
 
 
 @st.composite
@@ -227,15 +235,29 @@ def _starting_with(draw: st.DrawFn, n: int, members: st.SearchStrategy[AbstractS
             return spec if spec.sizes[0] == n else Trim(spec, (n, *spec.sizes[1:]))
 
 
+def _any_of(*strategies: st.SearchStrategy[AbstractSpec]) -> st.SearchStrategy[AbstractSpec]:
+    """As one_of, but each of many strategies is drawn equally often; one_of hardly comes to some of them."""
+    return st.sampled_from(strategies).flatmap(lambda strategy: strategy)
+
+
 _LEAVES: dict[type[AbstractSpec], st.SearchStrategy[AbstractSpec]] = {
     RadixNet: _radix_nets(),
     Dense: st.builds(Dense, sizes=_sizes().map(tuple)),
     ErdosRenyi: _erdos_renyi(),
     RandomBiregular: _random_biregular(),
+    GraphChallenge: graph_challenges(),
+    **_STRUCTURED,
+    **_EXPANDERS,
 }
-_MEMBERS = st.recursive(st.one_of(*_LEAVES.values()), lambda inner: _trims(inner) | _chains(inner), max_leaves=3)
+_MEMBERS = st.recursive(
+    _any_of(*_LEAVES.values(), relabelled_radix_nets(_radix_nets())),
+    lambda inner: _any_of(_trims(inner), _chains(inner), *combinators(inner).values()),
+    max_leaves=3,
+)
 _STRATEGIES: dict[type[AbstractSpec], st.SearchStrategy[AbstractSpec]] = {
     **_LEAVES,
     Trim: _trims(_MEMBERS),
     Chain: _chains(_MEMBERS),
+    **combinators(_MEMBERS),
+    Permute: permutes(_MEMBERS),
 }

@@ -45,7 +45,7 @@ class ClaimsTable(SphinxDirective):
         body = [
             (
                 row.name,
-                "" if row.holds is None else (f"{row.relation} " if row.relation != "==" else "") + shown(row.promised),
+                row.promise,
                 shown(row.measured),
                 "yes" if row.holds else "",
                 row.source,

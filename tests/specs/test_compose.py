@@ -1,4 +1,4 @@
-"""Trim and Chain: slices and rows of what they hold; what they promise is true, and is all that it should be."""
+"""Trim, Chain, Repeat: slices and rows of what they hold; what they promise is true, and is all that it should be."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_chain_is_its_members_in_a_row(spec, seed):
     assert next(layers, None) is None
 
 
-@pytest.mark.parametrize("family", [tg.Trim, tg.Chain])
+@pytest.mark.parametrize("family", [tg.Trim, tg.Chain, tg.Repeat])
 def test_all_that_is_promised_holds(family):
     seen: set[str] = set()
 
@@ -56,6 +56,29 @@ def test_all_that_is_promised_holds(family):
     holds()
     # the examples are worth something: every kind of promise came up
     assert seen >= {"sizes", "connections", "density", "fan-out", "fan-in", "path-connected", "symmetric"}
+
+
+@given(specs(tg.Repeat), seeds())
+def test_repeat_is_a_chain_of_equal_members(spec, seed):
+    chain = tg.Chain(*[spec.spec] * spec.times)
+    assert spec.sizes == chain.sizes
+    assert spec.layer_bytes() == chain.layer_bytes()
+    assert tg.generate(spec, rng=seed) == tg.generate(chain, rng=seed)
+    bounds = [{claim.measure: claim.bound for claim in each.claims()} for each in (spec, chain)]
+    assert bounds[0] == bounds[1]
+
+
+def test_repetitions_of_a_random_spec_are_draws_of_their_own():
+    net = tg.generate(tg.Repeat(tg.RandomBiregular(sizes=[16, 16], fan_in=4), 3), rng=0)
+    assert len({tg.pattern_hash(layer) for layer in net}) == 3
+
+
+def test_a_long_row_promises_at_once():
+    """One way through the members, however long the row: a quadratic one would take a minute."""
+    spec = tg.Repeat(tg.Chain(tg.RandomBiregular(sizes=[4, 4], fan_in=2), tg.RadixNet(systems=[[2, 2]])), 20_000)
+    claims = {claim.name: claim.bound for claim in spec.claims()}
+    assert claims["paths per pair"].min == 2**1 * (2 * 4) ** 19_999
+    assert len(claims["fan-in"]) == 60_000
 
 
 def test_lenet_300_100_of_the_radix_paper():
@@ -226,6 +249,23 @@ def test_impossible_cuts_are_refused(arguments, sentence):
 def test_an_end_to_keep_is_the_first_or_the_last():
     with pytest.raises(SpecError, match=r"^The 'keep' parameter of Trim must be 'first' or 'last'\. Got 'middle'\.$"):
         tg.Trim(RADIX, RADIX.sizes, keep="middle")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((5, 2), "The 'spec' parameter of Repeat must be an AbstractSpec. Got 5."),
+        (
+            (RADIX, 2),
+            "The 'spec' parameter of Repeat must have as many outputs as inputs. Got 800 inputs and 100 outputs.",
+        ),
+        ((tg.Dense(sizes=[4, 4]), 0), "The 'times' parameter of Repeat must be an int >= 1. Got 0."),
+        ((tg.Dense(sizes=[4, 4]), 2.0), "The 'times' parameter of Repeat must be an int >= 1. Got 2.0."),
+    ],
+)
+def test_impossible_repetitions_are_refused(arguments, sentence):
+    with pytest.raises(SpecError, match=f"^{re.escape(sentence)}$"):
+        tg.Repeat(*arguments)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_full(n_in, n_out):
     assert is_canonical(pattern)
 
 
-@given(st.integers(1, 12), st.data())
+@given(st.integers(1, 40), st.data())
 def test_circulant_is_a_sum_of_rolled_identities(n, data):
     offsets = sorted(data.draw(st.sets(st.integers(0, n - 1), max_size=n)))
     signs = [offset - n * data.draw(st.integers(0, 1)) for offset in offsets]
@@ -49,6 +49,42 @@ def test_kron_ones_is_numpys_kron(pattern, rows, columns):
         np.testing.assert_array_equal(expanded.toarray(), expected)
         assert expanded.nnz == pattern.nnz * rows * columns
         assert is_canonical(expanded)
+
+
+class NoBits:
+    """A generator whose integers are all equal: whatever sorts by them sees nothing but ties."""
+
+    def __init__(self):
+        self._rng = np.random.default_rng(5)
+        self.random = self._rng.random
+
+    def integers(self, *_, size, **__):
+        return np.zeros(size, np.uint64)
+
+
+@pytest.mark.parametrize("rng", [np.random.default_rng(4), NoBits()], ids=["random", "ties"])
+def test_shuffled_stubs_come_in_every_order_equally_often(rng):
+    counts = {}
+    for _ in range(2400):
+        order = tuple(_patterns.shuffled_stubs(3, 2, rng).tolist())
+        counts[order] = counts.get(order, 0) + 1
+    assert len(counts) == 90  # 6! / 2!^3
+    assert stats.chisquare(list(counts.values())).pvalue > 1e-3
+
+
+@given(st.integers(1, 70), st.integers(1, 5))
+def test_shuffled_stubs_are_what_they_say(n, times):
+    stubs = _patterns.shuffled_stubs(n, times, np.random.default_rng(0))
+    assert sorted(stubs.tolist()) == [number for number in range(n) for _ in range(times)]
+
+
+def test_uniform_count_knows_more_positions_than_32_bits():
+    pattern = _patterns.uniform_count(2**17, 2**16, 20_000, np.random.default_rng(0))
+    assert pattern.nnz == 20_000
+    assert is_canonical(pattern)
+    rows = np.repeat(np.arange(2**17), np.diff(pattern.indptr))
+    for drawn, n in ((rows, 2**17), (pattern.indices, 2**16)):
+        assert stats.kstest(drawn / n, "uniform").pvalue > 1e-3
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 6])
@@ -126,7 +162,7 @@ def test_biregular_gives_up_after_its_bound(monkeypatch):
     monkeypatch.setattr(_patterns, "_MAX_ROUNDS", 1)
     with pytest.raises(
         GenerationError,
-        match=r"^No simple graph was found with 20 inputs for each of 40 outputs and 20 outputs for each of 40 inputs: "
+        match=r"^No simple graph was found with the given degrees of 40 inputs and 40 outputs: "
         r"\d+ double connections are left after 1 rounds of swaps\.$",
     ):
         _patterns.biregular(40, 40, 20, np.random.default_rng(0))

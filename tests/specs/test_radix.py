@@ -237,3 +237,91 @@ def test_numpy_integers_are_ints():
 def test_a_layer_out_of_range_is_an_index_error():
     with pytest.raises(IndexError, match=r"^RadixNet has layers 0\.\.1\. Got 2\.$"):
         tg.RadixNet(systems=[[2, 3]]).layer(2, None)
+
+
+REDUCED = tg.RadixNet.from_degrees
+
+
+def test_the_published_example_of_the_reduced_format():
+    spec = REDUCED(sizes=[1000, 2000, 3000, 2000, 1000], fan_out=[20, 30, 20, 10])
+    assert spec == tg.RadixNet(systems=[[10, 10, 10], [10]], widths=[1, 2, 3, 2, 1])
+
+
+@given(specs(tg.RadixNet))
+def test_sizes_fan_outs_and_modulus_tell_a_net(spec):
+    fan_out = next(claim.bound for claim in spec.claims() if claim.name == "fan-out")
+    degrees = [each.min for each in fan_out]
+    twin = REDUCED(sizes=spec.sizes, fan_out=degrees, modulus=spec.modulus, shift=spec.shift, order=spec.order)
+    assert twin == spec
+
+
+def test_one_fan_out_stands_for_all_layers():
+    base = tg.RadixNet(**GRAPH_CHALLENGE)
+    assert REDUCED(sizes=[1024] * 7, fan_out=np.int64(32), modulus=64) == base
+    assert REDUCED(sizes=[1024] * 7, fan_out=32) == tg.RadixNet(systems=[[32, 32]] * 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            {"sizes": [7, 9], "fan_out": 2},
+            "The 'sizes' parameter of RadixNet.from_degrees must be a sequence of ints with a common divisor of 2 or "
+            "more, which is N'. Got [7, 9].",
+        ),
+        (
+            {"sizes": [8], "fan_out": 2},
+            "The 'sizes' parameter of RadixNet.from_degrees must be a sequence of at least 2 ints >= 1. Got [8].",
+        ),
+        (
+            {"sizes": [8, 8], "fan_out": [2, 2]},
+            "The 'fan_out' parameter of RadixNet.from_degrees must be an int, or a sequence of 1 ints, one a layer. "
+            "Got [2, 2].",
+        ),
+        (
+            {"sizes": [8, 8], "fan_out": True},
+            "The 'fan_out[0]' parameter of RadixNet.from_degrees must be an int >= 1. Got True.",
+        ),
+        (
+            {"sizes": [8, 8], "fan_out": 8, "modulus": 3},
+            "The 'modulus' parameter of RadixNet.from_degrees must be a divisor of 8, the greatest common divisor of "
+            "the sizes. Got 3.",
+        ),
+        (
+            {"sizes": [8, 8], "fan_out": 8, "modulus": 1},
+            "The 'modulus' parameter of RadixNet.from_degrees must be an int >= 2. Got 1.",
+        ),
+        (
+            {"sizes": [8, 16], "fan_out": 17},
+            "The 'fan_out[0]' parameter of RadixNet.from_degrees must be 2, the width of the neurons that it leads "
+            "to, times a radix >= 2 that divides N' = 8: 17 / 2 = 8.5. Got 17; the nearest that fits is 16.",
+        ),
+        (
+            {"sizes": [8, 16], "fan_out": 2},
+            "The 'fan_out[0]' parameter of RadixNet.from_degrees must be 2, the width of the neurons that it leads "
+            "to, times a radix >= 2 that divides N' = 8: 2 / 2 = 1. Got 2; the nearest that fits is 4.",
+        ),
+        (
+            {"sizes": [12, 12], "fan_out": [5]},
+            "The 'fan_out[0]' parameter of RadixNet.from_degrees must be 1, the width of the neurons that it leads "
+            "to, times a radix >= 2 that divides N' = 12: 5 / 1 = 5. Got 5; the nearest that fits is 4.",
+        ),
+        (
+            {"sizes": [8, 8, 8], "fan_out": 4},
+            "The radices, fan-outs over widths, must come to a product of exactly N' = 8 before a system ends. Got "
+            "4 * 4 = 16 with layer 1.",
+        ),
+        (
+            {"sizes": [8, 8], "fan_out": 2},
+            "The radices, fan-outs over widths, must come to a product of N' = 8 at least once. Got 2.",
+        ),
+        (
+            {"sizes": [12] * 5, "fan_out": [12, 2, 2, 2]},
+            "The radices of the last system, fan-outs over widths, must have a product that divides N' = 12. Got "
+            "2 * 2 * 2 = 8, and 12 mod 8 = 4.",
+        ),
+    ],
+)
+def test_sizes_and_fan_outs_of_no_net_are_refused_with_the_condition(arguments, sentence):
+    with pytest.raises(SpecError, match=f"^{re.escape(sentence)}$"):
+        REDUCED(**arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +13,9 @@ from scipy.sparse import csgraph
 
 from topogen import checks
 from topogen._topology import Topology, as_topology
-from topogen.measures._twins import distinct_inputs, merge_twins, singletons
+from topogen.measures._twins import Groups, distinct_inputs, merge_twins, singletons
 
-__all__ = ["dead_neurons", "is_path_connected", "n_components", "reachability"]
+__all__ = ["dead_neurons", "is_path_connected", "n_components", "path_connected_depth", "reachability"]
 
 _BLOCK_BYTES = 2**28  # of flags at once: where all inputs need more, the chain is swept several times
 
@@ -50,6 +51,47 @@ def is_path_connected(x: Any) -> bool:
         bool((_reached_from(topology, block) == _all_of(len(block))).all())
         for block in _blocks(topology, distinct_inputs(topology).first)
     )
+
+
+def path_connected_depth(x: Any) -> int | None:
+    """Return after how many layers everything reaches everything.
+
+    That is the smallest k such that ``layers[:k]`` is path-connected: a path leads from every input to every neuron of
+    layer k of nodes.
+
+    Parameters
+    ----------
+    x : Topology, sequence of matrices, or matrix
+        What to measure; see `topogen.measures`.
+
+    Returns
+    -------
+    int or None
+        In [1, L]; None if there is no such k.
+
+    Notes
+    -----
+    Exact, by the algorithm of `is_path_connected`, which is run once; the layers behind the answer are not visited. It
+    is no promise about them: a neuron without predecessors cuts the paths again.
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> net = tg.generate(tg.RadixNet(systems=[[2, 2, 2], [8]]))
+    >>> tg.measures.path_connected_depth(net), tg.measures.path_connected_depth(net.layers[:2])
+    (3, None)
+    """
+    topology = as_topology(x)
+    depth = 0
+    for block in _blocks(topology, distinct_inputs(topology).first):
+        everyone = _all_of(len(block))
+        swept = enumerate(_sweep(topology, block), start=1)
+        first = next((k for k, (words, _) in swept if (words == everyone[: words.shape[1]]).all()), None)
+        if first is None:
+            return None
+        # where a later block is everywhere every neuron has predecessors, so that an earlier one is everywhere too
+        depth = max(depth, first)
+    return depth
 
 
 def reachability(x: Any) -> npt.NDArray[np.bool_]:
@@ -180,6 +222,18 @@ def _all_of(count: int) -> npt.NDArray[np.uint64]:
 
 def _reached_from(topology: Topology, inputs: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
     """Return which of `inputs` reach each output: shape (n_L, words), the b-th of them bit b % 64 of word b // 64."""
+    everyone = _all_of(len(inputs))
+    words, groups = deque(_sweep(topology, inputs), maxlen=1)[-1]
+    if words.shape[1] < len(everyone):
+        return np.where(words[groups.of] != 0, everyone, np.uint64(0))
+    return words[groups.of]
+
+
+def _sweep(topology: Topology, inputs: npt.NDArray[np.intp]) -> Iterator[tuple[npt.NDArray[np.uint64], Groups]]:
+    """Yield which of `inputs` reach the neurons behind each layer: words of shape (groups, words), and the groups.
+
+    Only the first word of each group is left as soon as every neuron is reached by all of `inputs` or by none.
+    """
     from topogen.kernels import predecessor_unions
 
     number = np.arange(len(inputs))
@@ -194,4 +248,4 @@ def _reached_from(topology: Topology, inputs: npt.NDArray[np.intp]) -> npt.NDArr
         predecessor_unions(columns.indptr, columns.indices, sources, words)
         if not alike and ((words == everyone).all(axis=1) | ~words.any(axis=1)).all():
             alike, words = True, words[:, :1].copy()  # one word tells where all of them have come
-    return np.where(words[groups.of] != 0, everyone, np.uint64(0)) if alike else words[groups.of]
+        yield words, groups

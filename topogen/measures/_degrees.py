@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 
 from topogen._topology import as_topology
 
@@ -125,13 +126,7 @@ def degrees(x: Any) -> tuple[Degrees, ...]:
     >>> layer.fan_out.tolist(), layer.fan_in.tolist()
     ([1, 2], [2, 1])
     """
-    return tuple(
-        Degrees(
-            fan_out=np.diff(layer.indptr).astype(np.int64),
-            fan_in=np.bincount(layer.indices, minlength=layer.shape[1]).astype(np.int64),
-        )
-        for layer in as_topology(x).layers
-    )
+    return tuple(Degrees(_fan_out(layer), _fan_in(layer)) for layer in as_topology(x).layers)
 
 
 def fan_out(x: Any) -> tuple[Range, ...]:
@@ -152,7 +147,7 @@ def fan_out(x: Any) -> tuple[Range, ...]:
     >>> print(*tg.measures.fan_out([[[1, 0], [1, 1]], [[1], [1]]]))
     1..2 1
     """
-    return tuple(_range(layer.fan_out) for layer in degrees(x))
+    return tuple(_range(_fan_out(layer)) for layer in as_topology(x).layers)
 
 
 def fan_in(x: Any) -> tuple[Range, ...]:
@@ -173,7 +168,15 @@ def fan_in(x: Any) -> tuple[Range, ...]:
     >>> print(*tg.measures.fan_in([[[1, 0], [1, 1]], [[1], [1]]]))
     1..2 2
     """
-    return tuple(_range(layer.fan_in) for layer in degrees(x))
+    return tuple(_range(_fan_in(layer)) for layer in as_topology(x).layers)
+
+
+def _fan_out(layer: sp.csr_array) -> npt.NDArray[np.int64]:
+    return np.diff(layer.indptr).astype(np.int64)
+
+
+def _fan_in(layer: sp.csr_array) -> npt.NDArray[np.int64]:
+    return np.bincount(layer.indices, minlength=layer.shape[1]).astype(np.int64)
 
 
 def _range(counts: npt.NDArray[np.int64]) -> Range:

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from topogen import checks
-from topogen._claims import (
-    CONNECTIONS,
-    DENSITY,
-    FAN_IN,
-    FAN_OUT,
-    PATH_CONNECTED,
-    PATHS,
-    SIZES,
-    SYMMETRIC,
-    Claim,
-    Measure,
-)
+from topogen._claims import CONNECTIONS, DENSITY, FAN_IN, FAN_OUT, SIZES, Claim
 from topogen._spec import AbstractSpec, child
 from topogen.errors import SpecError
-from topogen.measures import PathCounts, Range
+from topogen.specs._promises import Claims, degrees, density, in_a_row, is_about_all_pairs, promised
 
-__all__ = ["Chain", "Trim"]
-
-# A spec's claims are asked for once and handed around: a combinator's cost as much as all of those inside it.
-Claims = tuple[Claim, ...]
+__all__ = ["Chain", "Repeat", "Trim"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,22 +90,21 @@ class Trim(AbstractSpec):
         inside = self.spec.claims()
         connections = self._connections(inside)
         if connections is not None:
-            possible = sum(n_in * n_out for n_in, n_out in zip(cut[:-1], cut[1:], strict=True))
             source = "degrees on the side whose partners are all kept"
             kept.append(Claim(measure=CONNECTIONS, bound=connections, source=source))
-            kept.append(Claim(measure=DENSITY, bound=Fraction(sum(connections), possible), source=source))
+            kept.append(Claim(measure=DENSITY, bound=density(connections, cut), source=source))
         untouched = {FAN_OUT: whole[1:] == cut[1:], FAN_IN: whole[:-1] == cut[:-1]}
         for claim in inside:
-            regular = claim.relation == "==" and claim.measure in untouched and _degrees(claim.bound) is not None
-            if (whole[1:-1] == cut[1:-1] and _is_about_all_pairs(claim)) or (regular and untouched[claim.measure]):
+            regular = claim.relation == "==" and claim.measure in untouched and degrees(claim.bound) is not None
+            if (whole[1:-1] == cut[1:-1] and is_about_all_pairs(claim)) or (regular and untouched[claim.measure]):
                 kept.append(claim)
         return tuple(kept)
 
     def _connections(self, inside: Claims) -> tuple[int, ...] | None:
         """Count the connections of each layer, where regular degrees or an untouched layer tell."""
         whole, cut = self.spec.sizes, self.sizes
-        inner = _promised(inside, CONNECTIONS)
-        fan_out, fan_in = _degrees(_promised(inside, FAN_OUT)), _degrees(_promised(inside, FAN_IN))
+        inner = promised(inside, CONNECTIONS)
+        fan_out, fan_in = degrees(promised(inside, FAN_OUT)), degrees(promised(inside, FAN_IN))
         counts: list[int] = []
         for k in range(self.depth):
             if whole[k : k + 2] == cut[k : k + 2] and inner is not None:
@@ -216,95 +198,80 @@ class Chain(AbstractSpec):
 
     def claims(self) -> tuple[Claim, ...]:
         """Promise what follows from the members' promises."""
-        claims = [Claim(measure=SIZES, bound=self.sizes, source="definition of Chain")]
-        members = [spec.claims() for spec in self.specs]
-        for measure in (CONNECTIONS, FAN_OUT, FAN_IN):
-            parts = _all_promised(members, measure)
-            if parts is not None:
-                bound = tuple(entry for part in parts for entry in part)
-                claims.append(Claim(measure=measure, bound=bound, source="the members' promises in a row"))
-                if measure is CONNECTIONS:
-                    possible = sum(n_in * n_out for n_in, n_out in zip(self.sizes[:-1], self.sizes[1:], strict=True))
-                    density = Fraction(sum(bound), possible)
-                    claims.append(Claim(measure=DENSITY, bound=density, source="the members' promises in a row"))
-        if _chain_is_connected(members):
-            claims.append(
-                Claim(measure=PATH_CONNECTED, bound=True, source="X J Y > 0 if no row of X, no column of Y is 0")
+        ends = [(spec.sizes[0], spec.sizes[-1]) for spec in self.specs]
+        return (
+            Claim(measure=SIZES, bound=self.sizes, source="definition of Chain"),
+            *in_a_row(self.sizes, [spec.claims() for spec in self.specs], ends),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat(AbstractSpec):
+    """The same layers again and again: the short form of a chain of equal members.
+
+    Parameters
+    ----------
+    spec : AbstractSpec
+        What is repeated; it has as many outputs as inputs.
+    times : int
+        At least 1.
+
+    Raises
+    ------
+    SpecError
+        If the outputs of `spec` are not as many as its inputs, or `times` is out of range.
+
+    Notes
+    -----
+    Bit for bit ``Chain(spec, ..., spec)``, and the same promises. So repetition i of a random spec is a draw of its
+    own, from the seed that ("member", i) names: its layers are alike, not equal.
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> net = tg.generate(tg.Repeat(tg.RadixNet(systems=[[2, 2, 2]]), 3))
+    >>> len(net), print(tg.measures.path_counts(net))
+    64
+    (9, None)
+    """
+
+    spec: AbstractSpec
+    times: int
+
+    def __post_init__(self) -> None:
+        checks.instance(self.spec, "spec", "Repeat", AbstractSpec, "an")
+        first, last = self.spec.sizes[0], self.spec.sizes[-1]
+        if first != last:
+            raise SpecError(
+                f"The 'spec' parameter of Repeat must have as many outputs as inputs. Got {first} inputs and {last} "
+                f"outputs."
             )
-        paths = self._paths(members)
-        if paths is not None:
-            source = "X J = row sum * J and J Y = column sum * J where these are constant"
-            claims.append(Claim(measure=SYMMETRIC, bound=True, source=source))
-            claims.append(Claim(measure=PATHS, bound=PathCounts(paths, paths), source=source))
-        return tuple(claims)
+        object.__setattr__(self, "times", checks.integer(self.times, "times", "Repeat", low=1))
 
-    def _paths(self, members: Sequence[Claims]) -> int | None:
-        """Paths a pair: those of a symmetric member, times the row sums before it and the column sums after it."""
-        row_sums = [
-            _constant_sum(claims, FAN_OUT, spec.sizes[-1]) for claims, spec in zip(members, self.specs, strict=True)
-        ]
-        column_sums = [
-            _constant_sum(claims, FAN_IN, spec.sizes[0]) for claims, spec in zip(members, self.specs, strict=True)
-        ]
-        for i, claims in enumerate(members):
-            inside = _promised(claims, PATHS)
-            if inside is None or inside.min != inside.max:
-                continue
-            before, after = row_sums[:i], column_sums[i + 1 :]
-            factors = [factor for factor in before + after if factor is not None]
-            if len(factors) == len(self.specs) - 1:
-                return inside.min * math.prod(factors)
-        return None
+    @property
+    def sizes(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of the spec inside, again and again, shared ends once."""
+        return self.spec.sizes[:1] + self.spec.sizes[1:] * self.times
 
+    @property
+    def is_random(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the spec inside is."""
+        return self.spec.is_random
 
-def _is_about_all_pairs(claim: Claim) -> bool:
-    """Whether what is promised of all pairs of an input and an output holds of any of them."""
-    if claim.measure == PATHS:
-        return claim.relation == "==" and claim.bound.min == claim.bound.max
-    return claim.measure in (PATH_CONNECTED, SYMMETRIC) and claim.relation == "==" and claim.bound is True
+    def layer(self, k: int, seed: np.random.SeedSequence | None = None) -> sp.csr_array:
+        """Build layer k: a layer of the spec inside, from the seed of the repetition that it falls in."""
+        self.shape(k)
+        i, inner = divmod(k, self.spec.depth)
+        return self.spec.layer(inner, None if seed is None else child(seed, "member", i))
 
+    def layer_bytes(self) -> tuple[int, ...]:
+        """Return the bytes of the layers inside, again and again."""
+        return self.spec.layer_bytes() * self.times
 
-def _promised(claims: Claims, measure: Measure) -> Any:
-    """Return what is promised with certainty to be the value of `measure`, or None."""
-    for claim in claims:
-        if claim.measure == measure and claim.relation == "==" and claim.probability == 1:
-            return claim.bound
-    return None
-
-
-def _all_promised(members: Sequence[Claims], measure: Measure) -> list[Any] | None:
-    parts = [_promised(claims, measure) for claims in members]
-    return None if any(part is None for part in parts) else parts
-
-
-def _degrees(ranges: tuple[Range, ...] | None) -> tuple[int, ...] | None:
-    """One degree a layer, where all neurons of the layer share it."""
-    if ranges is None or any(r.min != r.max for r in ranges):
-        return None
-    return tuple(r.min for r in ranges)
-
-
-def _chain_is_connected(members: Sequence[Claims]) -> bool:
-    leads_on = [_is_connected(claims) or _at_least_one(claims, FAN_OUT) for claims in members]
-    leads_back = [_is_connected(claims) or _at_least_one(claims, FAN_IN) for claims in members]
-    return any(
-        _is_connected(claims) and all(leads_on[:i]) and all(leads_back[i + 1 :]) for i, claims in enumerate(members)
-    )
-
-
-def _is_connected(claims: Claims) -> bool:
-    return _promised(claims, PATH_CONNECTED) is True
-
-
-def _at_least_one(claims: Claims, measure: Measure) -> bool:
-    ranges = _promised(claims, measure)
-    return ranges is not None and all(r.min >= 1 for r in ranges)
-
-
-def _constant_sum(claims: Claims, measure: Measure, n_partners: int) -> int | None:
-    """Return the sum that all rows (FAN_OUT) or columns (FAN_IN) of the product of the layers share, or None."""
-    degrees = _degrees(_promised(claims, measure))
-    if degrees is not None:
-        return math.prod(degrees)
-    paths = _promised(claims, PATHS)
-    return None if paths is None or paths.min != paths.max else paths.min * n_partners
+    def claims(self) -> tuple[Claim, ...]:
+        """Promise what follows from the promises inside."""
+        ends = (self.spec.sizes[0], self.spec.sizes[-1])
+        return (
+            Claim(measure=SIZES, bound=self.sizes, source="definition of Repeat"),
+            *in_a_row(self.sizes, [self.spec.claims()] * self.times, [ends] * self.times),
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -104,6 +105,62 @@ class RadixNet(AbstractSpec):
         object.__setattr__(self, "shift", _checked_shift(self.shift))
         object.__setattr__(self, "order", checks.one_of(self.order, "order", "RadixNet", ("reference", "blocks")))
 
+    @classmethod
+    def from_degrees(
+        cls, *, sizes: Any, fan_out: Any, modulus: int | None = None, shift: int = -1, order: str = "reference"
+    ) -> RadixNet:
+        """Return the RadiX-Net of given sizes and fan-outs: the "reduced format" of the authors' programs.
+
+        With N' the greatest common divisor of the sizes, the widths are B_k = n_k / N', the radices r_k = d_k / B_k,
+        and a system ends where the product of its radices has come to N'.
+
+        Parameters
+        ----------
+        sizes : sequence of int
+            (n_0, ..., n_L), at least two.
+        fan_out : int or sequence of int
+            (d_1, ..., d_L), or one for all layers: how many connections leave each neuron.
+        modulus : int, optional
+            N', where it is to be a smaller common divisor of the sizes than the greatest.
+        shift, order
+            As for the class.
+
+        Returns
+        -------
+        RadixNet
+
+        Raises
+        ------
+        SpecError
+            If `modulus` does not divide the sizes, a radix would not be an int >= 2 that divides N', a product of
+            radices steps over N', or the last one does not divide it.
+
+        Examples
+        --------
+        >>> import topogen as tg
+        >>> tg.RadixNet.from_degrees(sizes=[1000, 2000, 3000, 2000, 1000], fan_out=[20, 30, 20, 10])
+        RadixNet(systems=((10, 10, 10), (10,)), widths=(1, 2, 3, 2, 1), shift=-1, order='reference')
+        """
+        sizes = checks.integers(sizes, "sizes", "RadixNet.from_degrees", low=1, at_least=2)
+        depth = len(sizes) - 1
+        each = [fan_out] * depth if isinstance(fan_out, numbers.Integral) else fan_out
+        degrees = checks.integers(each, "fan_out", "RadixNet.from_degrees", low=1)
+        if len(degrees) != depth:
+            requirement = f"an int, or a sequence of {depth} ints, one a layer"
+            checks.refuse("fan_out", "RadixNet.from_degrees", requirement, list(degrees))
+        common = math.gcd(*sizes)
+        if common == 1:
+            requirement = "a sequence of ints with a common divisor of 2 or more, which is N'"
+            checks.refuse("sizes", "RadixNet.from_degrees", requirement, list(sizes))
+        if modulus is None:
+            modulus = common
+        elif common % checks.integer(modulus, "modulus", "RadixNet.from_degrees", low=2):
+            requirement = f"a divisor of {common}, the greatest common divisor of the sizes"
+            checks.refuse("modulus", "RadixNet.from_degrees", requirement, modulus)
+        widths = tuple(size // modulus for size in sizes)
+        systems = _systems(_radices(degrees, widths, modulus), modulus)
+        return cls(systems=systems, widths=widths, shift=shift, order=order)
+
     @property
     def radices(self) -> tuple[int, ...]:
         """All radices in a row, one a layer."""
@@ -195,6 +252,50 @@ def _checked_systems(systems: Any) -> tuple[tuple[int, ...], ...]:
                 f"a divisor of it): {equation}. Got {[list(s) for s in checked]}."
             )
     return checked
+
+
+def _radices(fan_out: tuple[int, ...], widths: tuple[int, ...], modulus: int) -> list[int]:
+    """Return the radices r_k = d_k / B_k, all of which divide the modulus."""
+    radices: list[int] = []
+    for k, (degree, width) in enumerate(zip(fan_out, widths[1:], strict=True)):
+        radix, rest = divmod(degree, width)
+        if rest or radix < 2 or modulus % radix:
+            small = [r for r in range(1, math.isqrt(modulus) + 1) if modulus % r == 0]
+            fitting = {*small[1:], *(modulus // r for r in small)}
+            nearest = min(sorted(fitting), key=lambda r: abs(r * width - degree)) * width
+            raise SpecError(
+                f"The 'fan_out[{k}]' parameter of RadixNet.from_degrees must be {width}, the width of the neurons that "
+                f"it leads to, times a radix >= 2 that divides N' = {modulus}: {degree} / {width} = "
+                f"{degree / width:g}. Got {degree}; the nearest that fits is {nearest}."
+            )
+        radices.append(radix)
+    return radices
+
+
+def _systems(radices: list[int], modulus: int) -> tuple[tuple[int, ...], ...]:
+    """Cut the radices into systems wherever their product has come to `modulus`."""
+    systems: list[list[int]] = [[]]
+    for k, radix in enumerate(radices):
+        if math.prod(systems[-1]) == modulus:
+            systems.append([])
+        systems[-1].append(radix)
+        if math.prod(systems[-1]) > modulus:
+            raise SpecError(
+                f"The radices, fan-outs over widths, must come to a product of exactly N' = {modulus} before a system "
+                f"ends. Got {_product(tuple(systems[-1]))} with layer {k}."
+            )
+    product = math.prod(systems[-1])
+    if len(systems) == 1 and product != modulus:
+        raise SpecError(
+            f"The radices, fan-outs over widths, must come to a product of N' = {modulus} at least once. Got "
+            f"{_product(tuple(systems[0]))}."
+        )
+    if modulus % product:
+        raise SpecError(
+            f"The radices of the last system, fan-outs over widths, must have a product that divides N' = {modulus}. "
+            f"Got {_product(tuple(systems[-1]))}, and {modulus} mod {product} = {modulus % product}."
+        )
+    return tuple(map(tuple, systems))
 
 
 def _product(system: tuple[int, ...]) -> str:
