@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from topogen import checks
+from topogen._relays import Relays, checked_relays
 from topogen.errors import SpecError
 
 if TYPE_CHECKING:
@@ -177,6 +178,9 @@ class Topology(Sequence[sp.csr_array]):
         data.
     seed : numpy.random.SeedSequence, optional
         The seed it was generated with.
+    relays : sequence of int sequences, optional
+        The neurons of each layer of nodes, L + 1 rows of increasing indices, that only pass their one input on. They
+        come with graphs from data, whose edges may skip layers. None: there are none.
 
     Attributes
     ----------
@@ -190,11 +194,15 @@ class Topology(Sequence[sp.csr_array]):
         Stored connections / possible connections.
     spec, seed
         As given.
+    relays : tuple of int64 arrays
+        L + 1 rows, empty where a layer of nodes has none. Their connections have the weight 1 for good: they are
+        stored and measured as any other, but are nothing to train.
 
     Raises
     ------
     SpecError
-        If there is no layer, a layer is no matrix, or the widths of two neighbours differ.
+        If there is no layer, a layer is no matrix, the widths of two neighbours differ, or a relay is no neuron, an
+        input, or (looked up unless the layers are lazy) a neuron whose number of incoming connections is not 1.
 
     Examples
     --------
@@ -212,6 +220,7 @@ class Topology(Sequence[sp.csr_array]):
         *,
         spec: AbstractSpec | None = None,
         seed: np.random.SeedSequence | None = None,
+        relays: Sequence[Any] | None = None,
     ) -> None:
         if isinstance(layers, LazyLayers):
             self.layers: Sequence[sp.csr_array] = layers
@@ -231,6 +240,9 @@ class Topology(Sequence[sp.csr_array]):
             self.sizes = (patterns[0].shape[0], *(pattern.shape[1] for pattern in patterns))
         self.spec = spec
         self.seed = seed
+        self.relays: Relays = checked_relays(
+            relays, self.sizes, None if isinstance(self.layers, LazyLayers) else self.layers
+        )
 
     @property
     def nnz(self) -> int:
@@ -257,17 +269,20 @@ class Topology(Sequence[sp.csr_array]):
         return iter(self.layers)
 
     def __eq__(self, other: object) -> bool:
-        """Two topologies are equal when their sizes and all their connections are; spec and seed do not matter."""
+        """Two topologies are equal when sizes, relays and all connections are; spec and seed do not matter."""
         if not isinstance(other, Topology):
             return NotImplemented
-        return self.sizes == other.sizes and all(
+        if self.sizes != other.sizes or not all(map(np.array_equal, self.relays, other.relays)):
+            return False
+        return all(
             np.array_equal(a.indptr, b.indptr) and np.array_equal(a.indices, b.indices)
             for a, b in zip(self, other, strict=True)
         )
 
     def __repr__(self) -> str:
         origin = "" if self.spec is None else f", spec={self.spec!r}"
-        return f"Topology(sizes={self.sizes}{origin})"
+        n_relays = sum(row.size for row in self.relays)
+        return f"Topology(sizes={self.sizes}{f', n_relays={n_relays}' if n_relays else ''}{origin})"
 
 
 def as_topology(x: Any, *, name: str = "x") -> Topology:
@@ -368,7 +383,7 @@ def _check_indices(matrix: sp.csr_array, name: str) -> None:
 
 def _is_canonical(matrix: sp.csr_array) -> bool:
     """Whether the columns of every row increase; looked up, since scipy's flag outlives changes made in place."""
-    increases = np.diff(matrix.indices) > 0
+    increases = matrix.indices[1:] > matrix.indices[:-1]
     starts = matrix.indptr[1:-1]
     increases[starts[(starts > 0) & (starts < matrix.nnz)] - 1] = True
     return bool(increases.all())

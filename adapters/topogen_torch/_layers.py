@@ -305,6 +305,11 @@ def sparse_mlp(
     -------
     torch.nn.Sequential
 
+    Raises
+    ------
+    SpecError
+        If `topology` is no chain of matrices or has relays, or `activation` cannot be called.
+
     Examples
     --------
     >>> import topogen as tg, topogen_torch as tt
@@ -314,6 +319,12 @@ def sparse_mlp(
     if not callable(activation):
         checks.refuse("activation", "sparse_mlp", "a callable that returns a module", activation)
     chain = topology if isinstance(topology, Topology) else Topology(topology)
+    n_relays = sum(row.size for row in chain.relays)
+    if n_relays:
+        raise SpecError(
+            "The 'topology' parameter of sparse_mlp must have no relays, since the weight of a relay is 1 for good and "
+            f"every SparseLinear trains all its weights. Got {n_relays} relays."
+        )
     modules: list[nn.Module] = []
     for pattern in chain:
         if modules:

@@ -149,8 +149,9 @@ def test_foreign_arrays(changes, message, saved):
     [
         ({"format": "weights"}, "its header must say that it is a 'topogen topology'."),
         (
-            {"version": 2, "topogen": "9.0"},
-            f"format version 2, written by topogen '9.0'; this is topogen {tg.__version__}, which reads version 1.",
+            {"version": 3, "topogen": "9.0"},
+            f"format version 3, written by topogen '9.0'; this is topogen {tg.__version__}, which reads versions 1 and "
+            "2.",
         ),
         ({"seed": ..., "sha256": ...}, "its header has no 'seed' and no 'sha256'."),
         ({"sha256": "0" * 64}, f"and its header says '{'0' * 64}'."),
@@ -166,7 +167,7 @@ def test_foreign_arrays(changes, message, saved):
             "The 'sizes[1]' parameter of the header must be an int >= 1. Got 9.5.",
         ),
         ({"sizes": "many"}, "its sizes are impossible: The 'sizes' parameter"),
-        ({"spec": {"family": "Nonesuch"}}, "Got 'Nonesuch', known: "),
+        ({"spec": {"family": "Nonesuch"}}, "Got 'Nonesuch'."),
         ({"spec": [1]}, "The spec must be a JSON object with a 'family'. Got '[1]'."),
         (
             {"spec": {"family": "Dense", "sizes": [0, 1]}},

@@ -388,6 +388,11 @@ class TestSparseMlp:
             lambda: tt.sparse_mlp([MASK], activation="relu"),
             "The 'activation' parameter of sparse_mlp must be a callable that returns a module. Got 'relu'.",
         ),
+        (
+            lambda: tt.sparse_mlp(tg.Topology([np.eye(3), np.eye(3)], relays=[[], [0, 2], []])),
+            "The 'topology' parameter of sparse_mlp must have no relays, since the weight of a relay is 1 for good and "
+            "every SparseLinear trains all its weights. Got 2 relays.",
+        ),
     ],
 )
 def test_bad_arguments_are_named(call, sentence):

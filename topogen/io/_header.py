@@ -17,7 +17,7 @@ from topogen.errors import FormatError, SpecError
 __all__ = ["FORMAT", "Header", "header_from_json", "header_to_json"]
 
 FORMAT = "topogen topology"
-_VERSION = 1
+_PLAIN, _WITH_RELAYS = 1, 2  # versions; a topology without relays is written as it was before there were any
 _KEYS = ("sizes", "spec", "seed", "sha256")
 
 
@@ -28,13 +28,14 @@ class Header(NamedTuple):
     spec: AbstractSpec | None
     seed: np.random.SeedSequence | None
     sha256: str
+    has_relays: bool
 
 
 def header_to_json(net: Topology, sha256: str) -> str:
     """Return the header of `net`, whose content hash is `sha256`; SpecError where `load` would refuse it."""
     header = {
         "format": FORMAT,
-        "version": _VERSION,
+        "version": _WITH_RELAYS if any(row.size for row in net.relays) else _PLAIN,
         "topogen": __version__,
         "sizes": net.sizes,
         "spec": _spec_to_plain(net),
@@ -55,10 +56,11 @@ def header_from_json(text: str) -> Header:
     header: dict[str, Any] = plain  # pyright: ignore[reportUnknownVariableType]
     if header.get("format") != FORMAT:
         raise FormatError(f"its header must say that it is a '{FORMAT}'. Got {_start(text)}.")
-    if header.get("version") != _VERSION:
+    version = header.get("version")
+    if type(version) is not int or version not in (_PLAIN, _WITH_RELAYS):
         raise FormatError(
-            f"it has format version {header.get('version')!r}, written by topogen {header.get('topogen')!r}; "
-            f"this is topogen {__version__}, which reads version {_VERSION}."
+            f"it has format version {version!r}, written by topogen {header.get('topogen')!r}; "
+            f"this is topogen {__version__}, which reads versions {_PLAIN} and {_WITH_RELAYS}."
         )
     missing = [key for key in _KEYS if key not in header]
     if missing:
@@ -67,7 +69,13 @@ def header_from_json(text: str) -> Header:
         sizes = checks.integers(header["sizes"], "sizes", "the header", low=1, at_least=2)
     except SpecError as error:
         raise FormatError(f"its sizes are impossible: {error}") from None
-    return Header(sizes, _spec_from_plain(header["spec"], sizes), _seed_from_plain(header["seed"]), header["sha256"])
+    return Header(
+        sizes,
+        _spec_from_plain(header["spec"], sizes),
+        _seed_from_plain(header["seed"]),
+        header["sha256"],
+        has_relays=version == _WITH_RELAYS,
+    )
 
 
 def _spec_to_plain(net: Topology) -> Any:
