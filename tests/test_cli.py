@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -26,6 +27,7 @@ RANDOM = "RandomBiregular(sizes=[8, 4], fan_in=2)"
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_cli, "_add_adapters", lambda: None)
+    monkeypatch.setattr(_cli, "_PATIENCE", 60.0)  # a busy machine is no reason for a progress bar
     return tmp_path
 
 
@@ -97,7 +99,7 @@ def test_info_of_a_spec_builds_nothing(run, monkeypatch):
     monkeypatch.setattr(tg.RadixNet, "layer", None)
     code, out, err = run("info", "RadixNet(systems=[[1000, 1000], [1000, 1000]])")
     assert (code, err) == (0, "")
-    assert "4,000,000,000 = (4 x 1000000000)" in out
+    assert "4,000,000,000 = (4 times 1000000000)" in out
     assert "paths per pair == 1000000" in out
     assert "known once it is built" in run("info", f"Trim({RANDOM}, [3, 3])")[1]
     assert "needed: --rng" in run("info", RANDOM)[1]
@@ -135,12 +137,58 @@ def test_existing_files_are_replaced(run, folder):
     assert [path.name for path in folder.iterdir()] == ["net.npz"]
 
 
+def test_list_shows_every_family(run):
+    code, out, err = run("list")
+    assert (code, err) == (0, "")
+    entries = dict(zip(tg.ALL_SPECS, out.split("\n\n"), strict=True))
+    for family, entry in entries.items():
+        assert entry.startswith(f"{family.__name__}(")
+        assert len(entry.splitlines()) == 4
+    assert entries[tg.Dense].splitlines() == [
+        "Dense(sizes=...)",
+        "    Every neuron joined to every neuron of the next layer: the fully connected baseline.",
+        "    sizes: sequence of at least 2 ints >= 1",
+        "    Refused if there are fewer than two sizes or one is below 1.",
+    ]
+
+
+def test_list_shows_one_family_with_its_claims(run):
+    code, out, err = run("list", "Dense")
+    assert (code, err) == (0, "")
+    assert out.startswith("Dense(sizes=...)\n\nEvery neuron joined")
+    assert "\n\nsizes : sequence of at least 2 ints >= 1\n    (n_0, ..., n_L).\n\nRefused if " in out
+    assert out.endswith(run("info", "Dense(sizes=[784, 300, 10])")[1])
+    for claim in tg.Dense(sizes=[784, 300, 10]).claims():
+        assert f"{claim}  [{claim.source}]" in out
+
+
+def test_jobs_change_nothing_but_the_time(run, folder):
+    spec = "Repeat(ErdosRenyi(sizes=[20, 30, 20], density=0.2), 3)"
+    for jobs in ("1", "2", "5"):
+        code, out, _ = run("generate", spec, "--rng", "7", "--jobs", jobs, "-o", f"{jobs}.npz")
+        assert (code, out.split(":")[0]) == (0, f"wrote '{jobs}.npz'")
+    assert (folder / "1.npz").read_bytes() == (folder / "2.npz").read_bytes() == (folder / "5.npz").read_bytes()
+    assert run("verify", spec, "--rng", "7", "-j", "2") == run("verify", spec, "--rng", "7")
+
+
+def test_more_jobs_build_several_layers_at_once(run, monkeypatch):
+    barrier, dense = threading.Barrier(2, timeout=5), tg.Dense.layer
+
+    def build(self, k, seed=None):
+        barrier.wait()
+        return dense(self, k, seed)
+
+    monkeypatch.setattr(tg.Dense, "layer", build)
+    assert run("generate", "Dense(sizes=[2, 2, 2])", "--jobs", "2", "-o", "net.npz")[0] == 0
+    assert run("verify", "Dense(sizes=[2, 2, 2])", "--jobs", "2")[0] == 0
+
+
 def test_version_and_help(run):
     assert run("--version") == (0, f"topogen {tg.__version__}\n", "")
     code, out, err = run()
     assert (code, err) == (0, "")
     assert (0, out, "") == run("--help")
-    for command in ("generate", "verify", "info", "draw"):
+    for command in ("list", "generate", "verify", "info", "draw"):
         assert command in out
         assert run(command, "--help")[0] == 0
 
@@ -194,6 +242,8 @@ def test_version_and_help(run):
             "The 'kind' parameter of draw must be 'spy' or 'layered'.",
         ),
         (["draw", "net.npz", "--out", "no/a.png"], "No such file or directory: 'no/a.png'"),
+        (["list", "RadixNett"], "The argument of list must be a family (the nearest is RadixNet). Got 'RadixNett'."),
+        (["generate", RADIX, "--out", "a.npz", "--jobs", "0"], "Invalid value for '--jobs' / '-j': "),
         (["nocommand"], "No such command 'nocommand'. See 'topogen --help'."),
         (["--nooption"], "No such option: --nooption"),
         (["info", "net.npz", "more"], "Got unexpected extra argument"),
@@ -307,7 +357,7 @@ def loaded_by(*arguments: str, start: str = "") -> set[str]:
 def test_the_command_imports_no_torch():
     loaded = loaded_by("--help")
     assert "topogen._cli" in loaded
-    assert not {"torch", "numba", "networkx", "sympy", "matplotlib"} & loaded
+    assert not {"torch", "numba", "networkx", "sympy", "matplotlib", "joblib"} & loaded
 
 
 def test_the_detector_of_torch_detects():
@@ -356,7 +406,7 @@ def test_a_closed_pipe_is_quiet(lines):
     report = f"type('Report', (), dict(to_dict=lambda self: ['x' * 70] * {lines}, holds=True))()"
     reader, writer = os.pipe()
     os.close(reader)
-    start = f"{_ALONE}\n_cli.verify_topology = lambda net: {report}"
+    start = f"{_ALONE}\n_cli.verify_watched = lambda *_: {report}"
     process = spawn("verify", "Dense(sizes=[2, 2])", "--json", start=start, stdout=writer)
     os.close(writer)
     _, err = process.communicate()
@@ -368,15 +418,24 @@ def test_a_closed_pipe_is_quiet(lines):
 
 def test_what_takes_long_says_so_once(capsys, monkeypatch):
     monkeypatch.setattr(_cli, "_PATIENCE", 0.01)
-    with _cli._progress("building", 2) as advance:
+    with _cli._progress("building", 2) as step:
         time.sleep(0.3)
-        advance()
+        step()
     assert capsys.readouterr().err == "building ...\n"
 
 
+def test_verify_says_what_it_measures(run, monkeypatch):
+    monkeypatch.setattr(_cli, "_PATIENCE", 0.2)
+    slow = tg.Measure("the moon", lambda net: time.sleep(1))
+    claim = tg.Claim(measure=slow, bound=None, source="an example")
+    monkeypatch.setattr(tg.Dense, "claims", lambda self: (claim,))
+    code, _, err = run("verify", "Dense(sizes=[2, 2])")
+    assert (code, err) == (0, "verifying: the moon ...\n")
+
+
 def test_what_is_quick_says_nothing(capsys):
-    with _cli._progress("building") as advance:
-        advance()
+    with _cli._progress("building") as step:
+        step()
     assert capsys.readouterr().err == ""
 
 
@@ -385,11 +444,13 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(
         _cli, "Console", lambda stderr: _TERMINAL(stderr=stderr, force_terminal=True, force_interactive=True)
     )
-    with _cli._progress("building", 2) as advance:
+    with _cli._progress("building", 2) as step:
         time.sleep(0.3)
-        advance()
+        step("writing")
+        time.sleep(0.3)
     err = capsys.readouterr().err
     assert "building" in err
+    assert "writing" in err
     assert err.count("\x1b[?25l") == err.count("\x1b[?25h") == 1  # the cursor comes back
 
 

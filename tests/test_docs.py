@@ -13,7 +13,8 @@ import topogen as tg
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 MODULES = ("topogen", "topogen.measures", "topogen.checks", "topogen.errors", "topogen.io", "topogen.kernels")
-MODULES += ("topogen.testing", "topogen_torch", "topogen_torch.init", "topogen_torch.testing")
+MODULES += ("topogen.io.graph_challenge", "topogen.testing")
+MODULES += ("topogen_torch", "topogen_torch.init", "topogen_torch.testing")
 FAMILIES = [family.__name__ for family in tg.ALL_SPECS]
 
 
@@ -52,6 +53,8 @@ def test_how_to_add_a_family_names_files_that_exist_and_know_every_family():
     for path in ("topogen/specs/__init__.py", "topogen/__init__.py", "topogen/testing.py", "docs/reference/topogen.md"):
         assert path in paths
         text = (ROOT / path).read_text()
+        if path == "topogen/testing.py":
+            text += "".join(file.read_text() for file in sorted((ROOT / "topogen").glob("_strategies_*.py")))
         assert [family for family in FAMILIES if not re.search(rf"\b{family}\b", text)] == [], path
 
 

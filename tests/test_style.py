@@ -10,11 +10,11 @@ import pytest
 import topogen
 from topogen import checks, errors, io, measures, testing
 
-MODULES = (topogen, checks, errors, io, measures, testing)
+MODULES = (topogen, checks, errors, io, io.graph_challenge, measures, testing)
 DOCUMENTED = sorted(
     {
         (f"{module.__name__}.{name}", getattr(module, name))
-        for module in (topogen, io, measures, testing)
+        for module in (topogen, io, io.graph_challenge, measures, testing)
         for name in module.__all__
         if inspect.isfunction(getattr(module, name)) or inspect.isclass(getattr(module, name))
     },

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from fractions import Fraction
 from functools import reduce
 
+import joblib
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -190,4 +192,24 @@ def test_what_is_no_topology_is_refused(x):
 )
 def test_what_is_no_claim_is_refused(claims, sentence):
     with pytest.raises(SpecError, match=f"^{re.escape(sentence)}$"):
+        tg.verify([[1]], claims=claims)
+
+
+def test_measures_taken_at_once_give_the_same_report():
+    net = tg.generate(tg.RadixNet(systems=[[2, 3]], widths=[1, 2, 1]))
+    with joblib.parallel_config(backend="threading", n_jobs=3):
+        assert tg.verify(net) == tg.verify(net.layers, claims=net.spec.claims())
+        together = tg.verify(net)
+    assert together == tg.verify(net)
+
+
+def test_measures_are_taken_at_once_where_joblib_is_told_so_and_only_there():
+    barrier = threading.Barrier(2, timeout=1)
+    claims = [
+        tg.Claim(measure=tg.Measure(name, lambda net, name=name: barrier.wait() >= 0), bound=True, source="an example")
+        for name in ("one", "the other")
+    ]
+    with joblib.parallel_config(backend="threading", n_jobs=2):
+        assert tg.verify([[1]], claims=claims).holds
+    with pytest.raises(threading.BrokenBarrierError):
         tg.verify([[1]], claims=claims)

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -17,21 +17,24 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from typer.main import get_command
 
+from topogen._catalogue import entry_of, family_named
 from topogen._claims import CONNECTIONS, shown
 from topogen._draw import draw as draw_topology
 from topogen._generate import generate as generate_topology
 from topogen._parse import spec_from_text
 from topogen._spec import AbstractSpec
 from topogen._topology import LazyLayers, Topology, pattern_bytes
-from topogen._verify import verify as verify_topology
+from topogen._verify import verify_watched
 from topogen._version import __version__
 from topogen.errors import ClaimError, SpecError, TopogenError
 from topogen.io import load, save
+from topogen.specs import ALL_SPECS
 
 __all__ = ["app", "main"]
 
 _BROKEN, _BAD_INPUT, _INTERRUPTED, _CLOSED_PIPE = 1, 2, 130, 141
 _PATIENCE = 2.0  # seconds before a progress bar appears
+_Step = Callable[..., None]
 # the base of typer's errors about what was typed; which module defines it depends on typer's version
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -46,6 +49,10 @@ app = typer.Typer(
 
 _Source = Annotated[str, typer.Argument(metavar="FILE|SPEC", help="A .npz file of topogen's, or a spec in quotes.")]
 _Rng = Annotated[int | None, typer.Option("--rng", metavar="INT", help="Seed; random families need one.")]
+_MANY_LAYERS = (
+    "Layers to build at once, in threads; all are then kept in memory. Pays for many layers. The result is the same."
+)
+_MANY_MEASURES = "Layers of a spec to build at once, and measures to take at once, in threads. The result is the same."
 
 
 def _print_version(wanted: bool) -> None:
@@ -63,22 +70,37 @@ def _options(  # pyright: ignore[reportUnusedFunction]
     pass
 
 
+@app.command("list")
+def list_families(
+    family: Annotated[str | None, typer.Argument(metavar="FAMILY", help="One family, in full.")] = None,
+) -> None:
+    """Show the families: parameters, what they may be, and when a spec is refused."""
+    if family is None:
+        print("\n\n".join(str(entry_of(known)) for known in ALL_SPECS))
+        return
+    entry = entry_of(family_named(family))
+    print(f"{entry.call}\n\n{entry.summary}\n\n{entry.parameters}\n\n{entry.refused}\n\nFor example:\n")
+    if entry.example is not None:
+        _print_table(_description_of_spec(entry.example))
+
+
 @app.command()
 def generate(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="A spec in quotes.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.npz", help="Where to; replaces an existing file.")],
     rng: _Rng = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help=_MANY_LAYERS)] = 1,
 ) -> None:
     """Build a topology and save it, layer by layer."""
-    net = generate_topology(spec_from_text(spec), rng=rng, lazy=True)
+    net = _built(spec_from_text(spec), rng, lazy=True, jobs=jobs)
     connections = 0
-    with _progress("building", len(net)) as advance:
+    with _progress("building" if jobs == 1 else "writing", len(net)) as step:
 
         def build(k: int) -> Any:
             nonlocal connections
             layer = net.layers[k]
             connections += layer.nnz
-            advance()
+            step()
             return layer
 
         save(Topology(LazyLayers(net.sizes, build), spec=net.spec, seed=net.seed), out)
@@ -89,12 +111,13 @@ def generate(
 def verify(
     source: _Source,
     rng: _Rng = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help=_MANY_MEASURES)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Measure a topology and compare it with what its spec promises; exit code 1 if a claim is broken."""
-    net = _topology(source, rng)
-    with _progress("verifying"):
-        report = verify_topology(net)
+    net = _topology(source, rng, jobs=jobs)
+    with _progress("verifying") as step, _parallel(jobs):
+        report = verify_watched(net, None, lambda name: step(f"verifying: {name}"))
     if as_json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
@@ -109,17 +132,13 @@ def verify(
 def info(source: _Source) -> None:
     """Say what a file holds, or what a spec describes, without building it."""
     if _is_spec(source):
-        spec = spec_from_text(source)
-        counts = next((claim.bound for claim in spec.claims() if claim.measure == CONNECTIONS), None)
-        seed = "needed: --rng" if spec.is_random else "not needed"
-        rows = _description(spec.sizes, counts, seed, spec)
+        rows = _description_of_spec(spec_from_text(source))
     else:
         net = _topology(source, None)
         seed = "none" if net.seed is None else " ".join(repr(net.seed).split())
         rows = [("file", f"{source!r}, {Path(source).stat().st_size:,} bytes")]
         rows += _description(net.sizes, [layer.nnz for layer in net], seed, net.spec)
-    indent = max(len(name) for name, _ in rows) + 2
-    print("\n".join(f"{name:<{indent}}{value}" for name, value in rows))
+    _print_table(rows)
 
 
 @app.command()
@@ -142,16 +161,33 @@ def _is_spec(source: str) -> bool:
     return not source.endswith(".npz")
 
 
-def _topology(source: str, rng: int | None, *, lazy: bool = False) -> Topology:
+def _topology(source: str, rng: int | None, *, lazy: bool = False, jobs: int = 1) -> Topology:
     """Return the topology of a file or of a spec."""
     if _is_spec(source):
-        spec = spec_from_text(source)
-        with _progress("building"):
-            return generate_topology(spec, rng=rng, lazy=lazy)
+        return _built(spec_from_text(source), rng, lazy=lazy, jobs=jobs)
     if rng is not None:
         raise SpecError(f"The '--rng' option belongs to a spec: a file has its own seed. Got {rng} and {source!r}.")
     with _progress("reading"):
         return load(source)
+
+
+def _built(spec: AbstractSpec, rng: int | None, *, lazy: bool, jobs: int) -> Topology:
+    """Return the topology of a spec; what is built several layers at once is not lazy."""
+    with _progress("building"), _parallel(jobs):
+        return generate_topology(spec, rng=rng, lazy=lazy and jobs == 1)
+
+
+def _parallel(jobs: int) -> AbstractContextManager[Any]:
+    if jobs == 1:
+        return nullcontext()
+    import joblib  # pyright: ignore[reportMissingTypeStubs]  # here, so that the command answers at once
+
+    return joblib.parallel_config(backend="threading", n_jobs=jobs)
+
+
+def _description_of_spec(spec: AbstractSpec) -> list[tuple[str, str]]:
+    counts = next((claim.bound for claim in spec.claims() if claim.measure == CONNECTIONS), None)
+    return _description(spec.sizes, counts, "needed: --rng" if spec.is_random else "not needed", spec)
 
 
 def _description(
@@ -173,24 +209,35 @@ def _description(
     return rows + list(zip(["claims", *[""] * (len(lines) - 1)], lines, strict=True))
 
 
-@contextmanager
-def _progress(description: str, total: int | None = None) -> Generator[Callable[[], None]]:
-    """Show a progress bar on stderr once the block has taken a while; yields what advances it by one of `total`.
+def _print_table(rows: Sequence[tuple[str, str]]) -> None:
+    indent = max(len(name) for name, _ in rows) + 2
+    print("\n".join(f"{name:<{indent}}{value}" for name, value in rows))
 
-    Where stderr is no terminal, one line says what is going on.
+
+@contextmanager
+def _progress(description: str, total: int | None = None) -> Generator[_Step]:
+    """Show a progress bar on stderr once the block has taken a while.
+
+    Yields what advances it by one of `total` and, given a text, says what comes now. Where stderr is no terminal, one
+    line says what is going on.
     """
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     progress = Progress(*columns, console=console, transient=True)
     task = progress.add_task(description, total=total)
+
+    def step(now: str | None = None) -> None:
+        progress.update(task, advance=1, description=now)
+
     # a thread of its own, since a single step can take longer than the patience
     late = threading.Timer(
-        _PATIENCE, progress.start if console.is_terminal else lambda: console.print(f"{description} ...")
+        _PATIENCE,
+        progress.start if console.is_terminal else lambda: console.print(f"{progress.tasks[0].description} ..."),
     )
     late.daemon = True
     late.start()
     try:
-        yield lambda: progress.advance(task)
+        yield step
     finally:
         late.cancel()
         late.join()

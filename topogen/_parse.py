@@ -5,15 +5,16 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 from topogen import _spec, checks
 from topogen._spec import AbstractSpec
 from topogen.errors import SpecError
 
-__all__ = ["spec_from_text"]
+__all__ = ["nearest", "parameters", "spec_from_text"]
 
+_FEW = 10  # names that a sentence can list
 _INT_BITS = 1024  # what a float can hold, and what Python still prints
 
 
@@ -86,7 +87,7 @@ class _Reader:
         name = node.func.id if isinstance(node.func, ast.Name) else ""
         family = families.get(name)
         if family is None:
-            hint = _nearest(self._source(node.func), families)
+            hint = nearest(self._source(node.func), families)
             self._refuse(node.func, f"must name a known family ({hint})")
         signature = inspect.signature(family)
         positional = [self.read(argument) for argument in node.args]
@@ -94,7 +95,7 @@ class _Reader:
         for keyword in node.keywords:
             parameter = keyword.arg or "**"
             if parameter not in signature.parameters:
-                hint = _nearest(parameter, signature.parameters)
+                hint = nearest(parameter, signature.parameters)
                 self._refuse(keyword, f"must give {name} known parameters ({hint})")
             if parameter in named:
                 self._refuse(keyword, f"must give each parameter of {name} once")
@@ -102,7 +103,7 @@ class _Reader:
         try:
             signature.bind(*positional, **named)
         except TypeError as error:
-            self._refuse(node, f"must fit {name}({_parameters(signature)}): {error}")
+            self._refuse(node, f"must fit {name}({parameters(signature)}): {error}")
         try:
             return family(*positional, **named)
         except SpecError:
@@ -125,17 +126,20 @@ def _reason(error: BaseException) -> str:
     return str(error) or "it is nested too deeply"
 
 
-def _parameters(signature: inspect.Signature) -> str:
+def parameters(signature: inspect.Signature) -> str:
     """Return what can be given: ``spec, sizes, *, keep='first'``, or ``sizes=...`` where all go by name."""
-    parameters = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
-    if all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters):
-        return ", ".join(f"{p.name}=..." if p.default is p.empty else str(p) for p in parameters)
-    return str(signature.replace(parameters=parameters, return_annotation=signature.empty))[1:-1]
+    bare = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
+    if all(parameter.kind is parameter.KEYWORD_ONLY for parameter in bare):
+        return ", ".join(f"{p.name}=..." if p.default is p.empty else str(p) for p in bare)
+    return str(signature.replace(parameters=bare, return_annotation=signature.empty))[1:-1]
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
-    return f"the nearest is {nearest[0]}" if nearest else f"known: {', '.join(sorted(known))}"
+def nearest(name: str, known: Collection[str]) -> str:
+    """Return a hint for an error: the known name most like `name`; where none is like it, all of them or how to see."""
+    found = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
+    if found:
+        return f"the nearest is {found[0]}"
+    return f"known: {', '.join(sorted(known))}" if len(known) <= _FEW else "'topogen list' shows all"
 
 
 def _short(text: str) -> str:
