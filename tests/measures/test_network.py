@@ -150,6 +150,15 @@ def test_inputs_of_different_sweeps_may_spread_at_different_speeds(monkeypatch):
     assert measures.path_connected_depth([shift, shift]) is None
 
 
+@pytest.mark.parametrize("slow", range(0, 128, 16))
+def test_the_slowest_input_tells_the_depth_in_whatever_sweep_it_is(slow, monkeypatch):
+    monkeypatch.setattr(_connectivity, "_BLOCK_BYTES", 1)
+    eye, everything = np.eye(128), np.ones((128, 128))
+    nearly_all = everything - eye
+    nearly_all[slow] = eye[slow]
+    assert measures.path_connected_depth([eye, nearly_all, eye + np.roll(eye, 1, axis=1), everything]) == 4
+
+
 def test_path_connected_depth_visits_no_layer_behind_the_answer():
     def build(k):
         assert k < 2, f"layer {k} was built"
