@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topogen.kernels import carry, predecessor_sums, predecessor_unions
+from topogen.kernels import carry, predecessor_sums, predecessor_unions, successor_unions
 
 
 @st.composite
@@ -37,6 +37,13 @@ def unions(weights, values):
     return out
 
 
+def unions_over_rows(weights, values):
+    layer = sp.csr_array(weights)
+    out = np.full((weights.shape[1], values.shape[1]), 2**64 - 1, np.uint64)
+    successor_unions(layer.indptr, layer.indices, values, out)
+    return out
+
+
 def expected_unions(weights, values):
     rows = [np.bitwise_or.reduce(values[weights[:, j] != 0], axis=0) for j in range(weights.shape[1])]
     return np.array(rows, np.uint64)
@@ -50,6 +57,7 @@ def test_sums_and_unions_over_predecessors(problem):
     words = rng.integers(0, 2**64, (len(weights), width), np.uint64)
     np.testing.assert_array_equal(sums(weights, values), weights.T @ values)
     np.testing.assert_array_equal(unions(weights, words), expected_unions(weights, words))
+    np.testing.assert_array_equal(unions_over_rows(weights, words), expected_unions(weights, words))
 
 
 @pytest.mark.parametrize(("n_in", "width"), [(2**15, 150), (2**17, 65), (40, 200)])

@@ -15,6 +15,14 @@ from topogen.measures import _connectivity, _twins
 from topogen.testing import topologies
 
 
+@pytest.fixture(autouse=True, scope="module", params=[_connectivity._WORTH_MERGING, 0], ids=["carried", "merged"])
+def twins(request):
+    """All of it both ways: small networks carry their twins, and here merge them as large ones do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_connectivity, "_WORTH_MERGING", request.param)
+        yield
+
+
 def radix(systems, widths=None):
     """The layers of a RadiX-Net from the definition: kron(ones, sum over j of P^(-j nu)) as dense integers."""
     eye = np.eye(int(np.prod(systems[0])), dtype=int)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from topogen.kernels._compile import kernel
 
-__all__ = ["carry", "predecessor_sums", "predecessor_unions"]
+__all__ = ["carry", "predecessor_sums", "predecessor_unions", "successor_unions"]
 
 _CACHED = 2**20  # words of 8 bytes in one slice of all rows: a part of a last-level cache
 _NARROWEST = 64  # words of a row, eight cache lines: narrower slices cost more than they save
@@ -85,6 +85,33 @@ def predecessor_unions(
                 words = values[indices[e], start:stop]
                 for column in range(union.size):
                     union[column] |= words[column]
+
+
+@kernel
+def successor_unions(
+    indptr: npt.NDArray[np.integer],
+    indices: npt.NDArray[np.integer],
+    values: npt.NDArray[np.uint64],
+    out: npt.NDArray[np.uint64],
+) -> None:
+    """Write what `predecessor_unions` writes, from the csr form of the layer: for rows so short that all stay cached.
+
+    Parameters
+    ----------
+    indptr, indices : ndarray, shape (n_in + 1,) and (nnz,), int32 or int64
+        The layer in csr form.
+    values : ndarray, shape (n_in, m), uint64, C-contiguous
+        64 flags a word.
+    out : ndarray, shape (n_out, m), uint64, C-contiguous
+        Overwritten.
+    """
+    out[:] = 0
+    for i in range(values.shape[0]):
+        words = values[i]
+        for e in range(indptr[i], indptr[i + 1]):
+            union = out[indices[e]]
+            for column in range(words.size):
+                union[column] |= words[column]
 
 
 @kernel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from topogen.kernels._graphs import carry, predecessor_sums, predecessor_unions
+from topogen.kernels._graphs import carry, predecessor_sums, predecessor_unions, successor_unions
 from topogen.kernels._products import gradients, multiply
 
 __all__ = ["warm_up"]
@@ -28,4 +28,5 @@ def warm_up() -> None:
     one, words = np.ones((1, 1), np.int64), np.ones((1, 1), np.uint64)
     predecessor_sums(index, index[:1], one[0], one, one.copy())
     predecessor_unions(index, index[:1], words, words.copy())
+    successor_unions(index, index[:1], words, words.copy())
     carry(np.ones((1, 2, 1), np.int64), 62)

@@ -18,6 +18,7 @@ from topogen.measures._twins import Groups, distinct_inputs, merge_twins, single
 __all__ = ["dead_neurons", "is_path_connected", "n_components", "path_connected_depth", "reachability"]
 
 _BLOCK_BYTES = 2**28  # of flags at once: where all inputs need more, the chain is swept several times
+_WORTH_MERGING = 128  # words a neuron: where there are fewer, looking for twins costs more than carrying them
 
 
 def is_path_connected(x: Any) -> bool:
@@ -49,7 +50,7 @@ def is_path_connected(x: Any) -> bool:
     topology = as_topology(x)
     return all(
         bool((_reached_from(topology, block) == _all_of(len(block))).all())
-        for block in _blocks(topology, distinct_inputs(topology).first)
+        for block in _blocks(topology, _inputs(topology).first)
     )
 
 
@@ -83,7 +84,7 @@ def path_connected_depth(x: Any) -> int | None:
     """
     topology = as_topology(x)
     depth = 0
-    for block in _blocks(topology, distinct_inputs(topology).first):
+    for block in _blocks(topology, _inputs(topology).first):
         everyone = _all_of(len(block))
         swept = enumerate(_sweep(topology, block), start=1)
         first = next((k for k, (words, _) in swept if (words == everyone[: words.shape[1]]).all()), None)
@@ -125,7 +126,7 @@ def reachability(x: Any) -> npt.NDArray[np.bool_]:
     topology = as_topology(x)
     n_in, n_out = topology.sizes[0], topology.sizes[-1]
     checks.fits_in_memory(2 * n_in * n_out, "x", "reachability")
-    inputs = distinct_inputs(topology)
+    inputs = _inputs(topology)
     reached = np.empty((len(inputs.first), n_out), np.bool_)
     done = 0
     for block in _blocks(topology, inputs.first):
@@ -205,6 +206,12 @@ def n_components(x: Any) -> int:
     return finished + open_
 
 
+def _inputs(topology: Topology) -> Groups:
+    """Return the groups of inputs of which one is carried for all."""
+    n_in = topology.sizes[0]
+    return distinct_inputs(topology) if n_in > 64 * _WORTH_MERGING else singletons(n_in)
+
+
 def _blocks(topology: Topology, inputs: npt.NDArray[np.intp]) -> Iterator[npt.NDArray[np.intp]]:
     """Yield runs of inputs whose flags fit in `_BLOCK_BYTES`, whole words of them."""
     step = 64 * max(1, _BLOCK_BYTES // (8 * max(topology.sizes)))
@@ -234,7 +241,7 @@ def _sweep(topology: Topology, inputs: npt.NDArray[np.intp]) -> Iterator[tuple[n
 
     Only the first word of each group is left as soon as every neuron is reached by all of `inputs` or by none.
     """
-    from topogen.kernels import predecessor_unions
+    from topogen.kernels import predecessor_unions, successor_unions
 
     number = np.arange(len(inputs))
     everyone = _all_of(len(inputs))
@@ -243,9 +250,14 @@ def _sweep(topology: Topology, inputs: npt.NDArray[np.intp]) -> Iterator[tuple[n
     groups = singletons(topology.sizes[0])
     alike = False
     for layer in topology.layers:
-        columns, groups = merge_twins(layer, groups)
-        words, sources = np.empty((columns.shape[1], words.shape[1]), np.uint64), words
-        predecessor_unions(columns.indptr, columns.indices, sources, words)
+        if len(everyone) > _WORTH_MERGING:
+            columns, groups = merge_twins(layer, groups)
+            words, sources = np.empty((columns.shape[1], words.shape[1]), np.uint64), words
+            predecessor_unions(columns.indptr, columns.indices, sources, words)
+        else:
+            groups = singletons(layer.shape[1])
+            words, sources = np.empty((layer.shape[1], words.shape[1]), np.uint64), words
+            successor_unions(layer.indptr, layer.indices, sources, words)
         if not alike and ((words == everyone).all(axis=1) | ~words.any(axis=1)).all():
             alike, words = True, words[:, :1].copy()  # one word tells where all of them have come
         yield words, groups
