@@ -33,6 +33,7 @@ import networkx as nx
 import numpy as np
 import scipy
 import scipy.sparse as sp
+from machine import processor
 
 import topogen as tg
 
@@ -160,14 +161,6 @@ def medians(contestants: Contestants, repeats: int) -> dict[str, float]:
             if repeat:
                 times[name].append(seconds)
     return {name: statistics.median(row) for name, row in times.items()}
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None] = print) -> dict[str, Any]:

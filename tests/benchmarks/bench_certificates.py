@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse.linalg as spla
-from bench_connectivity import Rivals, medians, processor
+from bench_connectivity import Rivals, medians
+from machine import processor
 
 import topogen as tg
 

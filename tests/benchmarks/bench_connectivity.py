@@ -25,6 +25,7 @@ import numba
 import numpy as np
 import scipy
 import scipy.sparse as sp
+from machine import processor
 
 import topogen as tg
 
@@ -79,14 +80,6 @@ def medians(contestants: dict[str, Callable[[], Any]], repeats: int) -> dict[str
     if len(set(answers.values())) != 1:
         raise SystemExit(f"the contestants do not agree: {answers}")
     return {name: statistics.median(row) for name, row in times.items()}
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None] = print) -> dict[str, Any]:

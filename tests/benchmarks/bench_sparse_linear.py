@@ -21,6 +21,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
+from machine import processor
 from torch import nn
 
 import topogen as tg
@@ -71,14 +72,6 @@ def measure(modules: dict[str, nn.Module], x: torch.Tensor, dy: torch.Tensor, re
             if turn >= 0:
                 times[name].append(seconds)
     return {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in times.items()}
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
 
 
 def versions() -> dict[str, str]:
