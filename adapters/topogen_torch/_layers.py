@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from topogen import Topology, as_pattern, checks
 from topogen.errors import SpecError
 from topogen_torch import init
-from topogen_torch._layout import STORED, TRANSPOSED, checked_pattern, stored_index, to_pattern, transposed_index
 from topogen_torch._ops import Index, sparse_linear, to_dense
+from topogen_torch._patterned import Patterned
 
 __all__ = ["SparseLinear", "sparse_mlp"]
 
-_KEYS = ("values", "bias", *STORED)
 
-
-class SparseLinear(nn.Module):
+class SparseLinear(Patterned):
     r"""Linear layer with one weight for each connection of a pattern: :math:`y = x W + b`.
 
     W has shape (in, out), rows = inputs, as every topogen matrix; `torch.nn.Linear` stores the transpose, (out, in).
@@ -76,12 +74,6 @@ class SparseLinear(nn.Module):
     [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]
     """
 
-    values: nn.Parameter
-    bias: nn.Parameter | None
-    indptr: Tensor
-    indices: Tensor
-    sizes: Tensor
-    pattern_hash: Tensor
     indptr_t: Tensor
     indices_t: Tensor
     permutation: Tensor
@@ -100,20 +92,9 @@ class SparseLinear(nn.Module):
 
     def _build(self, pattern: sp.csr_array, bias: bool, dtype: torch.dtype | None, device: Any) -> None:
         """Allocate everything; parameters are left uninitialised."""
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            checks.refuse("dtype", "SparseLinear", "a torch float type", dtype)
         checks.instance(bias, "bias", "SparseLinear", bool)
         self.in_features, self.out_features = pattern.shape
-        index = stored_index(pattern)
-        self.values = nn.Parameter(torch.empty(pattern.nnz, dtype=dtype, device=device))
-        self.register_parameter(
-            "bias", nn.Parameter(torch.empty(self.out_features, dtype=dtype, device=device)) if bias else None
-        )
-        for name, buffer in (index | transposed_index(pattern)).items():
-            self.register_buffer(name, self._placed(buffer), persistent=name in STORED)
-
-    def _placed(self, buffer: Tensor) -> Tensor:
-        return buffer if self.values.is_meta else buffer.to(self.values.device)
+        self._allocate(pattern, bias=self.out_features if bias else None, dtype=dtype, device=device)
 
     def reset_parameters(self) -> None:
         """Draw new weights with `init.kaiming_uniform_` and set the bias to 0."""
@@ -122,19 +103,9 @@ class SparseLinear(nn.Module):
             nn.init.zeros_(self.bias)
 
     @property
-    def nnz(self) -> int:
-        """Stored connections."""
-        return self.indices.numel()
-
-    @property
-    def density(self) -> float:
-        """Stored connections / possible connections."""
-        return self.nnz / (self.in_features * self.out_features)
-
-    @property
     def pattern(self) -> sp.csr_array:
         """The connections: a copy, canonical, bool, shape (in, out)."""
-        return to_pattern(self.indptr, self.indices, self.out_features)
+        return self._stored_pattern
 
     def fan_in(self) -> Tensor:
         """Return the connections of each output, int64, shape (out,)."""
@@ -202,83 +173,6 @@ class SparseLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, nnz={self.nnz}, "
             f"density={self.density:.4g}, bias={self.bias is not None}"
         )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move as torch does, but never lose the indices: ``to_empty`` and ``to("meta")`` would."""
-        indices: dict[str, Tensor] = {name: getattr(self, name) for name in (*STORED, *TRANSPOSED)}
-        super()._apply(fn, recurse)
-        for name, buffer in indices.items():
-            if self._buffers[name] is not buffer:
-                self._buffers[name] = self._placed(buffer)
-        return self
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Check the whole state before anything is changed; it is loaded whole or, where it has no key, not at all."""
-        state = {name: state_dict[prefix + name] for name in _KEYS if prefix + name in state_dict}
-        if not state:
-            super()._load_from_state_dict(
-                state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-            )  # fmt: skip
-            return
-        try:
-            self._check_keys(state)
-            pattern = checked_pattern(state, (self.in_features, self.out_features))
-            _check_numbers("values", state["values"], pattern.nnz)
-            if self.bias is not None:
-                _check_numbers("bias", state["bias"], self.out_features)
-        except SpecError as error:
-            error_msgs.append(f"The state of SparseLinear '{prefix.rstrip('.')}' is refused: {error}")
-            return
-        parameters = {name: parameter for name, parameter in self._parameters.items() if parameter is not None}
-        if pattern.nnz != self.nnz:
-            self.values.data = self.values.new_empty(pattern.nnz)
-            self.values.grad = None
-        self._adopt(pattern)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )  # fmt: skip
-        if local_metadata.get("assign_to_params_buffers", False):
-            self._adopt(pattern)  # buffers of our own, not the caller's
-            for name, parameter in parameters.items():
-                self._keep(name, parameter)
-
-    def _check_keys(self, state: Mapping[str, Any]) -> None:
-        wanted = {name for name in _KEYS if name != "bias" or self.bias is not None}
-        for name in _KEYS:
-            if name in wanted and name not in state:
-                raise SpecError(f"it must be whole. Got no '{name}'.")
-            if name in state and name not in wanted:
-                raise SpecError(f"it must have no '{name}', as the layer has none. Got one.")
-
-    def _adopt(self, pattern: sp.csr_array) -> None:
-        """Replace the index buffers; the caller sees to it that `values` fits."""
-        for name, buffer in (stored_index(pattern) | transposed_index(pattern)).items():
-            self._buffers[name] = self._placed(buffer)
-
-    def _keep(self, name: str, parameter: nn.Parameter) -> None:
-        """After ``assign=True``: give the old Parameter the assigned data. One on ``meta`` cannot take any."""
-        assigned = self._parameters[name]
-        if assigned is None or assigned is parameter or parameter.is_meta != assigned.is_meta:
-            return
-        if (parameter.dtype, parameter.device) != (assigned.dtype, assigned.device):
-            parameter.grad = None
-        parameter.data = assigned.data
-        self._parameters[name] = parameter
-
-
-def _check_numbers(name: str, tensor: Any, count: int) -> None:
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.shape != (count,):
-        got = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise SpecError(f"'{name}' must be a float tensor of shape ({count},). Got {got}.")
 
 
 def sparse_mlp(

@@ -18,21 +18,23 @@ from torch import Tensor
 from topogen import pattern_hash
 from topogen.errors import SpecError
 
-__all__ = ["STORED", "TRANSPOSED", "checked_pattern", "is_full", "stored_index", "to_pattern", "transposed_index"]
+__all__ = ["STORED", "checked_pattern", "derived_index", "is_full", "stored_index", "to_pattern"]
 
 STORED = ("indptr", "indices", "sizes", "pattern_hash")  # in the state dict
-TRANSPOSED = ("indptr_t", "indices_t", "permutation")  # derived
+_TRANSPOSED = ("indptr_t", "indices_t", "permutation")  # derived
 
 _LIMIT = 2**31
 
 
-def stored_index(pattern: sp.csr_array) -> dict[str, Tensor]:
+def stored_index(pattern: sp.csr_array, owner: str) -> dict[str, Tensor]:
     """Return the buffers that determine a canonical pattern, for the state dict.
 
     Parameters
     ----------
     pattern : csr_array, shape (n_in, n_out)
         In canonical form, as `topogen.as_pattern` returns it.
+    owner : str
+        The layer's class, for the error.
 
     Returns
     -------
@@ -44,7 +46,7 @@ def stored_index(pattern: sp.csr_array) -> dict[str, Tensor]:
     SpecError
         If a size or the number of connections does not fit into int32.
     """
-    refuse_wide(*pattern.shape, pattern.nnz)
+    refuse_wide(*pattern.shape, pattern.nnz, owner)
     return {
         "indptr": torch.from_numpy(pattern.indptr.astype(np.int32)),
         "indices": torch.from_numpy(pattern.indices.astype(np.int32)),
@@ -53,18 +55,18 @@ def stored_index(pattern: sp.csr_array) -> dict[str, Tensor]:
     }
 
 
-def transposed_index(pattern: sp.csr_array) -> dict[str, Tensor]:
+def derived_index(pattern: sp.csr_array) -> dict[str, Tensor]:
     """Return the csc index of a canonical pattern, int32, and the place of each connection in value ordering.
 
     Counting, not sorting: linear in the connections. Empty for a full pattern, whose values are a dense matrix.
     """
     if is_full(pattern):
-        return {name: torch.empty(0, dtype=torch.int32, device="cpu") for name in TRANSPOSED}
+        return {name: torch.empty(0, dtype=torch.int32, device="cpu") for name in _TRANSPOSED}
     places = np.arange(pattern.nnz, dtype=np.int32)
     transposed = sp.csr_array((places, pattern.indices, pattern.indptr), shape=pattern.shape).tocsc()
     parts = (transposed.indptr, transposed.indices, transposed.data)
     return {
-        name: torch.from_numpy(part.astype(np.int32, copy=False)) for name, part in zip(TRANSPOSED, parts, strict=True)
+        name: torch.from_numpy(part.astype(np.int32, copy=False)) for name, part in zip(_TRANSPOSED, parts, strict=True)
     }
 
 
@@ -81,7 +83,7 @@ def to_pattern(indptr: Tensor, indices: Tensor, n_out: int) -> sp.csr_array:
     return pattern
 
 
-def checked_pattern(state: Mapping[str, Any], sizes: tuple[int, int]) -> sp.csr_array:
+def checked_pattern(state: Mapping[str, Any], sizes: tuple[int, int], owner: str) -> sp.csr_array:
     """Return the pattern that a state dict stores for a layer of these sizes, or say in one sentence why it cannot be.
 
     Kernels trust their indices, so every one of them is looked at. Raises `SpecError`.
@@ -93,7 +95,7 @@ def checked_pattern(state: Mapping[str, Any], sizes: tuple[int, int]) -> sp.csr_
     if stored != sizes:
         raise SpecError(f"'sizes' must be {list(sizes)}, (inputs, outputs). Got {list(stored)}.")
     indptr, indices = state["indptr"].cpu().numpy(), state["indices"].cpu().numpy()
-    refuse_wide(*sizes, indices.size)
+    refuse_wide(*sizes, indices.size, owner)
     _check_canonical(indptr, indices, *sizes)
     parts = (np.ones(indices.size, np.bool_), indices.astype(np.int32), indptr.astype(np.int32))
     pattern = sp.csr_array(parts, shape=sizes)
@@ -104,11 +106,11 @@ def checked_pattern(state: Mapping[str, Any], sizes: tuple[int, int]) -> sp.csr_
     return pattern
 
 
-def refuse_wide(n_in: int, n_out: int, nnz: int) -> None:
+def refuse_wide(n_in: int, n_out: int, nnz: int, owner: str) -> None:
     """Raise `SpecError` where int32 indices do not suffice."""
     if max(n_in, n_out, nnz) >= _LIMIT:
         raise SpecError(
-            f"The 'pattern' parameter of SparseLinear must have fewer than 2^31 inputs, outputs and connections. "
+            f"The 'pattern' parameter of {owner} must have fewer than 2^31 inputs, outputs and connections. "
             f"Got {n_in} x {n_out} with {nnz}."
         )
 

@@ -157,7 +157,7 @@ class BelievesTheHash(SparseLinear):
             pattern = sp.csr_array(
                 (np.ones(len(parts["indices"])), *parts.values()), shape=(self.in_features, self.out_features)
             )
-            right = stored_index(as_pattern(pattern))["pattern_hash"]
+            right = stored_index(as_pattern(pattern), "SparseLinear")["pattern_hash"]
         except ValueError:
             right = self.pattern_hash
         super()._load_from_state_dict(state_dict | {prefix + "pattern_hash": right}, prefix, *args)

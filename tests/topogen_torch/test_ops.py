@@ -11,7 +11,7 @@ import torch._dynamo
 from topogen import as_pattern
 from topogen.errors import SpecError
 from topogen_torch import SparseLinear
-from topogen_torch._layout import stored_index, transposed_index
+from topogen_torch._layout import derived_index, stored_index
 from topogen_torch._ops import Index, _dense, _linear, dense_linear, sparse_linear
 
 MASK = np.random.default_rng(0).random((9, 7)) < 0.4
@@ -20,7 +20,7 @@ MASK = np.random.default_rng(0).random((9, 7)) < 0.4
 def problem(dtype=torch.float64, batch=5):
     torch.manual_seed(0)
     pattern = as_pattern(MASK)
-    buffers = stored_index(pattern) | transposed_index(pattern)
+    buffers = stored_index(pattern, "SparseLinear") | derived_index(pattern)
     index = Index(*(buffers[name] for name in Index._fields))
     x, values, bias = (torch.randn(*size, dtype=dtype) for size in ((batch, 9), (pattern.nnz,), (7,)))
     return x, values, bias, index

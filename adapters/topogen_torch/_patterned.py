@@ -1,0 +1,183 @@
+"""What every layer with stored connections shares: its values, the pattern as buffers, and a state that is whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import scipy.sparse as sp
+import torch
+from torch import Tensor, nn
+
+from topogen import checks
+from topogen.errors import SpecError
+from topogen_torch._layout import STORED, checked_pattern, derived_index, stored_index, to_pattern
+
+__all__ = ["Patterned"]
+
+_KEYS = ("values", "bias", *STORED)
+
+
+class Patterned(nn.Module):
+    """Base of the layers that store what their pattern has and no more.
+
+    The *stored pattern* has one entry for each *unit* of weights: one connection, one block, or one convolution
+    kernel. `values` holds the units in value ordering, row-major over (input, output) of the stored pattern.
+
+    A subclass calls `_allocate` once in its constructor, and overrides `_derived` where its kernels read other index
+    buffers than those that `_layout.derived_index` makes.
+
+    Attributes
+    ----------
+    values : Parameter, shape (units, *unit)
+        The same object for the layer's whole life.
+    bias : Parameter or None
+    indptr, indices, sizes, pattern_hash : Tensor
+        The stored pattern, in the state dict; see `topogen_torch._layout`.
+    """
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    indptr: Tensor
+    indices: Tensor
+    sizes: Tensor
+    pattern_hash: Tensor
+
+    def _allocate(
+        self,
+        stored: sp.csr_array,
+        *,
+        unit: tuple[int, ...] = (),
+        bias: int | None,
+        dtype: torch.dtype | None,
+        device: Any,
+    ) -> None:
+        """Make the parameters, uninitialised, and the index buffers of a canonical stored pattern.
+
+        `unit` is the shape of one unit of weights; `bias` the number of biases, None for no bias at all.
+        """
+        owner = type(self).__name__
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            checks.refuse("dtype", owner, "a torch float type", dtype)
+        index = stored_index(stored, owner)
+        self._stored_sizes: tuple[int, int] = stored.shape
+        self._unit = unit
+        self.values = nn.Parameter(torch.empty(stored.nnz, *unit, dtype=dtype, device=device))
+        biases = None if bias is None else nn.Parameter(torch.empty(bias, dtype=dtype, device=device))
+        self.register_parameter("bias", biases)
+        for name, buffer in index.items():
+            self.register_buffer(name, self._placed(buffer))
+        self._derived_names: tuple[str, ...] = ()
+        self._derive(stored)
+
+    def _derived(self, stored: sp.csr_array) -> dict[str, Tensor]:
+        """Return the buffers, made from the stored pattern, that the kernels read beside it; not in the state dict."""
+        return derived_index(stored)
+
+    def _derive(self, stored: sp.csr_array) -> None:
+        for name in self._derived_names:
+            del self._buffers[name]
+        derived = self._derived(stored)
+        for name, buffer in derived.items():
+            self.register_buffer(name, self._placed(buffer), persistent=False)
+        self._derived_names = tuple(derived)
+
+    def _placed(self, buffer: Tensor) -> Tensor:
+        return buffer if self.values.is_meta else buffer.to(self.values.device)
+
+    @property
+    def nnz(self) -> int:
+        """Stored connections."""
+        return self.indices.numel() * math.prod(self._unit)
+
+    @property
+    def density(self) -> float:
+        """Stored connections / possible connections."""
+        return self.indices.numel() / math.prod(self._stored_sizes)
+
+    @property
+    def _stored_pattern(self) -> sp.csr_array:
+        """A copy of the stored pattern, canonical, bool."""
+        return to_pattern(self.indptr, self.indices, self._stored_sizes[1])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move as torch does, but never lose the indices: ``to_empty`` and ``to("meta")`` would."""
+        indices: dict[str, Tensor] = {name: getattr(self, name) for name in (*STORED, *self._derived_names)}
+        super()._apply(fn, recurse)
+        for name, buffer in indices.items():
+            if self._buffers[name] is not buffer:
+                self._buffers[name] = self._placed(buffer)
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Check the whole state before anything is changed; it is loaded whole or, where it has no key, not at all."""
+        state = {name: state_dict[prefix + name] for name in _KEYS if prefix + name in state_dict}
+        if not state:
+            super()._load_from_state_dict(
+                state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            )  # fmt: skip
+            return
+        try:
+            self._check_keys(state)
+            stored = checked_pattern(state, self._stored_sizes, type(self).__name__)
+            _check_numbers("values", state["values"], (stored.nnz, *self._unit))
+            if self.bias is not None:
+                _check_numbers("bias", state["bias"], tuple(self.bias.shape))
+        except SpecError as error:
+            error_msgs.append(f"The state of {type(self).__name__} '{prefix.rstrip('.')}' is refused: {error}")
+            return
+        parameters = {name: parameter for name, parameter in self._parameters.items() if parameter is not None}
+        self._adopt(stored)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )  # fmt: skip
+        if local_metadata.get("assign_to_params_buffers", False):
+            self._adopt(stored)  # buffers of our own, not the caller's
+            for name, parameter in parameters.items():
+                self._keep(name, parameter)
+
+    def _check_keys(self, state: Mapping[str, Any]) -> None:
+        wanted = {name for name in _KEYS if name != "bias" or self.bias is not None}
+        for name in _KEYS:
+            if name in wanted and name not in state:
+                raise SpecError(f"it must be whole. Got no '{name}'.")
+            if name in state and name not in wanted:
+                raise SpecError(f"it must have no '{name}', as the layer has none. Got one.")
+
+    def _adopt(self, stored: sp.csr_array) -> None:
+        """Take another pattern of the same sizes.
+
+        Where it has another number of entries, `values` is resized in place, uninitialised, and its gradient dropped.
+        """
+        if stored.nnz != self.values.shape[0]:
+            self.values.data = self.values.new_empty(stored.nnz, *self._unit)
+            self.values.grad = None
+        for name, buffer in stored_index(stored, type(self).__name__).items():
+            self._buffers[name] = self._placed(buffer)
+        self._derive(stored)
+
+    def _keep(self, name: str, parameter: nn.Parameter) -> None:
+        """After ``assign=True``: give the old Parameter the assigned data. One on ``meta`` cannot take any."""
+        assigned = self._parameters[name]
+        if assigned is None or assigned is parameter or parameter.is_meta != assigned.is_meta:
+            return
+        if (parameter.dtype, parameter.device) != (assigned.dtype, assigned.device):
+            parameter.grad = None
+        parameter.data = assigned.data
+        self._parameters[name] = parameter
+
+
+def _check_numbers(name: str, tensor: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tuple(tensor.shape) != shape:
+        got = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise SpecError(f"'{name}' must be a float tensor of shape {shape}. Got {got}.")
