@@ -1,7 +1,8 @@
-"""The contract of a sparse linear layer, law by law, for whoever writes another one.
+"""The contracts of a sparse layer, law by law, for whoever writes another one.
 
-``assert_layer_contract(make_layer)`` checks `topogen_torch.SparseLinear` in the project's own tests, which also plant
-one liar for each law and show that it is caught.
+``assert_layer_contract(make_layer)`` is that of a linear layer: what its values and its pattern mean.
+``assert_drop_in_contract(layer, twin, sample)`` is that of every layer: to be what its dense namesake is to PyTorch.
+The project's own tests check its layers by them, plant one liar for each law, and show that it is caught.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
 
-__all__ = ["LAWS", "assert_layer_contract"]
+from topogen_torch._drop_in import DROP_IN_LAWS, assert_drop_in_contract
+
+__all__ = ["DROP_IN_LAWS", "LAWS", "assert_drop_in_contract", "assert_layer_contract"]
 
 MakeLayer = Callable[..., Any]
 
