@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from topogen_torch import data, init
     from topogen_torch._layers import SparseLinear, sparse_mlp
+    from topogen_torch._ranks import check_ranks
     from topogen_torch._report import LayerReport, Memory, ModelReport, report
     from topogen_torch._timing import Seconds
 
@@ -19,6 +20,7 @@ __all__ = [
     "ModelReport",
     "Seconds",
     "SparseLinear",
+    "check_ranks",
     "data",
     "init",
     "report",
@@ -31,6 +33,7 @@ _HOMES = {
     "ModelReport": "_report",
     "Seconds": "_timing",
     "SparseLinear": "_layers",
+    "check_ranks": "_ranks",
     "report": "_report",
     "sparse_mlp": "_layers",
 }

@@ -131,6 +131,11 @@ class Patterned(nn.Module):
             self._check_keys(state)
             stored = checked_pattern(state, self._stored_sizes, type(self).__name__)
             _check_numbers("values", state["values"], (stored.nnz, *self._unit))
+            if stored.nnz != self.values.shape[0] and hasattr(self.values, "device_mesh"):  # a DTensor, as FSDP makes
+                raise SpecError(
+                    f"a sharded layer keeps its number of entries, {self.values.shape[0]}: load before sharding. "
+                    f"Got {stored.nnz}."
+                )
             if self.bias is not None:
                 _check_numbers("bias", state["bias"], tuple(self.bias.shape))
         except SpecError as error:
