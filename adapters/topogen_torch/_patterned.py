@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from topogen import checks
 from topogen.errors import SpecError
-from topogen_torch._layout import STORED, checked_pattern, derived_index, stored_index, to_pattern
+from topogen_torch._layout import STORED, checked_pattern, derived_index, refuse_wide, stored_index, to_pattern
 
 __all__ = ["Patterned"]
 
@@ -60,31 +60,24 @@ class Patterned(nn.Module):
         owner = type(self).__name__
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             checks.refuse("dtype", owner, "a torch float type", dtype)
-        index = stored_index(stored, owner)
+        refuse_wide(*stored.shape, stored.nnz, owner)
         self._stored_sizes: tuple[int, int] = stored.shape
         self._unit = unit
         self.values = nn.Parameter(torch.empty(stored.nnz, *unit, dtype=dtype, device=device))
         biases = None if bias is None else nn.Parameter(torch.empty(bias, dtype=dtype, device=device))
         self.register_parameter("bias", biases)
-        for name, buffer in index.items():
-            self.register_buffer(name, self._placed(buffer))
         self._derived_names: tuple[str, ...] = ()
-        self._derive(stored)
+        self._install(*self._buffers_of(stored))
 
     def _derived(self, stored: sp.csr_array) -> dict[str, Tensor]:
         """Return the buffers, made from the stored pattern, that the kernels read beside it; not in the state dict."""
         return derived_index(stored)
 
-    def _derive(self, stored: sp.csr_array) -> None:
-        for name in self._derived_names:
-            del self._buffers[name]
-        derived = self._derived(stored)
-        for name, buffer in derived.items():
-            self.register_buffer(name, self._placed(buffer), persistent=False)
-        self._derived_names = tuple(derived)
-
-    def _placed(self, buffer: Tensor) -> Tensor:
-        return buffer if self.values.is_meta else buffer.to(self.values.device)
+    def _placed(self, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the buffers where the values are; on ``meta`` they stay where they hold data."""
+        if self.values.is_meta:
+            return buffers
+        return {name: buffer.to(self.values.device) for name, buffer in buffers.items()}
 
     @property
     def nnz(self) -> int:
@@ -105,9 +98,7 @@ class Patterned(nn.Module):
         """Move as torch does, but never lose the indices: ``to_empty`` and ``to("meta")`` would."""
         indices: dict[str, Tensor] = {name: getattr(self, name) for name in (*STORED, *self._derived_names)}
         super()._apply(fn, recurse)
-        for name, buffer in indices.items():
-            if self._buffers[name] is not buffer:
-                self._buffers[name] = self._placed(buffer)
+        self._buffers.update(self._placed(indices))
         return self
 
     def _load_from_state_dict(
@@ -167,9 +158,21 @@ class Patterned(nn.Module):
         if stored.nnz != self.values.shape[0]:
             self.values.data = self.values.new_empty(stored.nnz, *self._unit)
             self.values.grad = None
-        for name, buffer in stored_index(stored, type(self).__name__).items():
-            self._buffers[name] = self._placed(buffer)
-        self._derive(stored)
+        self._install(*self._buffers_of(stored))
+
+    def _buffers_of(self, stored: sp.csr_array) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the buffers that store a pattern and those derived from it; the layer is left as it is."""
+        return self._placed(stored_index(stored, type(self).__name__)), self._placed(self._derived(stored))
+
+    def _install(self, index: dict[str, Tensor], derived: dict[str, Tensor]) -> None:
+        """Make `_buffers_of` a pattern the layer's own; nothing here can fail."""
+        for name in self._derived_names:
+            del self._buffers[name]
+        for name, buffer in index.items():
+            self.register_buffer(name, buffer)
+        for name, buffer in derived.items():
+            self.register_buffer(name, buffer, persistent=False)
+        self._derived_names = tuple(derived)
 
     def _keep(self, name: str, parameter: nn.Parameter) -> None:
         """After ``assign=True``: give the old Parameter the assigned data. One on ``meta`` cannot take any."""
