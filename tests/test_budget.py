@@ -94,7 +94,7 @@ def test_the_order_within_a_shape_and_of_the_shapes_does_not_matter():
     assert tg.erdos_renyi_kernel(turned, density=0.05) == tg.erdos_renyi_kernel(LENET5, density=0.05)[::-1]
 
 
-@pytest.mark.parametrize("function", [tg.erdos_renyi_kernel, tg.erdos_renyi_kernel_counts])
+@pytest.mark.parametrize("function", [tg.erdos_renyi_kernel, tg.erdos_renyi_kernel_counts, tg.connection_counts])
 @pytest.mark.parametrize(
     ("layers", "density", "sentence"),
     [
@@ -120,3 +120,43 @@ def test_the_order_within_a_shape_and_of_the_shapes_does_not_matter():
 def test_impossible_requests_are_refused(function, layers, density, sentence):
     with pytest.raises(SpecError, match=f"^{re.escape(sentence.format(function.__name__))}$"):
         function(layers, density=density)
+
+
+def by_hand(layers, density, distribution):
+    """The densities by bisection on epsilon, in floats: another way to the same numbers."""
+    sizes = np.array([math.prod(shape) for shape in layers], dtype=float)
+    raw = np.array(
+        [
+            {"uniform": 1.0, "er": sum(shape[:2]) / math.prod(shape[:2]), "erk": sum(shape) / math.prod(shape)}[
+                distribution
+            ]
+            for shape in layers
+        ]
+    )
+    low, high = 0.0, 1 / raw.min()
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.minimum(1, middle * raw) @ sizes < density * sizes.sum() else (low, middle)
+    return np.minimum(1, high * raw) * sizes
+
+
+@given(shapes, densities, st.sampled_from(["uniform", "er", "erk"]))
+def test_counts_of_every_distribution_follow_its_rule_and_add_up(layers, density, distribution):
+    counts = tg.connection_counts(layers, density=density, distribution=distribution)
+    sizes = [math.prod(shape) for shape in layers]
+    assert sum(counts) == round(Fraction(repr(density)) * sum(sizes))
+    for count, size, share in zip(counts, sizes, by_hand(layers, density, distribution), strict=True):
+        assert 0 <= count <= size
+        assert abs(count - share) < 1 + 1e-6 * size
+
+
+def test_er_reads_two_dimensions_and_erk_all():
+    er, erk = (tg.connection_counts(LENET5, density=0.05, distribution=name) for name in ("er", "erk"))
+    assert er == [500, 10335, 7678, 3012]  # 500 is full; 70/1000, 1300/400000 and 510/5000 share what is left
+    assert erk == tg.erdos_renyi_kernel_counts(LENET5, density=0.05) == [363, 937, 15225, 5000]
+
+
+def test_an_unknown_distribution_is_refused():
+    sentence = "The 'distribution' parameter of connection_counts must be 'uniform' or 'er' or 'erk'. Got 'erks'."
+    with pytest.raises(SpecError, match=f"^{re.escape(sentence)}$"):
+        tg.connection_counts(LENET, density=0.1, distribution="erks")

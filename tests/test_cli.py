@@ -13,6 +13,7 @@ import time
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import pytest
 
@@ -85,6 +86,18 @@ def test_generate_info_verify_draw(run, folder):
     for kind, picture in (("spy", "a.png"), ("layered", "a.svg")):
         assert run("draw", "net.npz", "--out", picture, "--kind", kind) == (0, f"wrote '{picture}'\n", "")
         assert (folder / picture).stat().st_size > 5000
+
+
+def test_info_and_draw_show_relays(run, folder):
+    net = tg.from_networkx(nx.DiGraph([("a", "b"), ("b", "c"), ("c", "d"), ("a", "d")]))
+    assert [row.tolist() for row in net.relays] == [[], [1], [1], []]
+    tg.save(net, "relays.npz")
+    code, out, err = run("info", "relays.npz")
+    assert (code, err) == (0, "")
+    assert "relays       2 = (0, 1, 1, 0), which pass one input on\n" in out
+    for kind in ("spy", "layered"):
+        assert run("draw", "relays.npz", "--out", f"{kind}.svg", "--kind", kind)[0] == 0
+        assert (folder / f"{kind}.svg").stat().st_size > 5000
 
 
 def test_seeds_make_the_topology(run):

@@ -281,3 +281,41 @@ def test_colours_are_what_they_are_called():
     image = figure.axes[0].images[0]
     assert image.cmap(1.0) == pytest.approx(to_rgba(_draw._DARK))
     assert image.cmap(0.0) == pytest.approx(to_rgba("white"))
+
+
+# ---- relays
+
+
+def hollow(figure: Figure) -> list[list[list[float]]]:
+    """Return where the white dots of each column are."""
+    return [
+        collection.get_offsets().tolist()
+        for collection in figure.axes[0].collections
+        if collection.get_offsets().any() and (collection.get_facecolor() == 1).all()
+    ]
+
+
+RELAYED = tg.Topology([[[1, 1], [1, 0]], [[1, 0, 0], [0, 1, 1]]], relays=[[], [1], [1, 2]])
+
+
+def test_relays_are_hollow_and_counted():
+    figure = tg.draw(RELAYED, kind="layered")
+    heights = [_draw._column(n, 3) for n in RELAYED.sizes]
+    assert hollow(figure) == [[[1.0, heights[1][1]]], [[2.0, heights[2][1]], [2.0, heights[2][2]]]]
+    assert texts(figure)[-1] == "6 connections, density 0.6, 3 relays"
+    spy = tg.draw(RELAYED)
+    assert texts(spy)[-1] == "6 connections, density 0.6, 3 relays"
+    captions = [axes.get_title().split("\n")[1] for axes in spy.axes]
+    assert captions == ["3 connections, density 0.75, 1 relay", "3 connections, density 0.5, 2 relays"]
+
+
+def test_relays_among_many_neurons_are_marks_on_the_bar():
+    wide = tg.Topology([np.eye(3000)], relays=[[], [5, 2999]])
+    column = _draw._column(3000, 3000)
+    assert hollow(tg.draw(wide, kind="layered")) == [[[1.0, column[5]], [1.0, column[2999]]]]
+
+
+def test_without_relays_nothing_is_hollow_and_nothing_said():
+    figure = tg.draw(tg.Topology(RELAYED.layers), kind="layered")
+    assert hollow(figure) == []
+    assert texts(figure)[-1] == "6 connections, density 0.6"

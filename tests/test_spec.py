@@ -49,6 +49,12 @@ def test_as_seed_keeps_a_seed_sequence_and_none():
     assert as_seed(2**200).entropy == 2**200
 
 
+def test_as_seed_names_whose_parameter_it_is():
+    sentence = "The 'rng' parameter of sparsify must be an int >= 0, a numpy SeedSequence or a numpy Generator. Got -1."
+    with pytest.raises(SpecError, match=f"^{re.escape(sentence)}$"):
+        tg.as_seed(-1, owner="sparsify")
+
+
 @given(specs())
 def test_json_reads_back_to_an_equal_spec(spec):
     text = tg.spec_to_json(spec)

@@ -94,6 +94,8 @@ def test_stored_zeros_are_dropped_from_a_copy():
     before = frozen_bytes(stored)
     assert_is_pattern_of(tg.as_pattern(stored), np.array([[1, 0, 1]]))
     assert frozen_bytes(stored) == before
+    canonical_but_for_a_zero = raw_csr([True, False], np.array([0, 1], np.int32), np.array([0, 2], np.int32), (1, 2))
+    assert_is_pattern_of(tg.as_pattern(canonical_but_for_a_zero), np.array([[1, 0]]))
 
 
 def test_a_flag_that_lies_is_not_believed():
@@ -155,6 +157,11 @@ def broken(form, **parts):
         (broken("csr", indptr=np.array([0, 2, 1], np.int32)), "indptr must be a non-decreasing sequence"),
         (broken("csr", indptr=np.array([0, 9, 0], np.int32)), "its row pointers must not decrease"),
         (broken("csr", indptr=np.array([0, 1], np.int32)), "index pointer size 2 should be 3"),
+        (broken("csr", indptr=np.array([1, 1, 2], np.int32)), "index pointer should start with 0"),
+        (
+            raw_csr([True] * 3, np.array([0, 1, 2], np.int32), np.array([0, 2, 1, 3], np.int32), (3, 3)),
+            "indptr must be a non-decreasing sequence",
+        ),
         (broken("csr", data=np.ones(1, bool)), "indices and data should have the same size"),
         (broken("csc", indices=np.array([0, 7], np.int32)), "indices must be < 2"),
         (broken("csc", indices=np.array([0, -7], np.int32)), "indices must be >= 0"),

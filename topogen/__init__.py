@@ -5,12 +5,13 @@ A topology is a mathematical object with a theorem. topogen builds it (`generate
 """
 
 from topogen import checks, errors, io, measures
-from topogen._budget import erdos_renyi_kernel, erdos_renyi_kernel_counts
+from topogen._budget import connection_counts, erdos_renyi_kernel, erdos_renyi_kernel_counts
 from topogen._claims import Claim, Measure, Report
 from topogen._draw import draw
 from topogen._generate import generate
 from topogen._parse import spec_from_text
-from topogen._spec import AbstractSpec, child, spec_from_json, spec_to_json, stream
+from topogen._schedule import Schedule, cosine, cubic, linear, sigmoid
+from topogen._spec import AbstractSpec, as_seed, child, spec_from_json, spec_to_json, stream
 from topogen._topology import LazyLayers, Topology, as_pattern, as_topology, pattern_hash
 from topogen._verify import verify
 from topogen._version import __version__
@@ -92,6 +93,7 @@ __all__ = [
     "RandomLift",
     "Repeat",
     "Report",
+    "Schedule",
     "Topology",
     "Transpose",
     "Trim",
@@ -99,9 +101,13 @@ __all__ = [
     "XNet",
     "__version__",
     "as_pattern",
+    "as_seed",
     "as_topology",
     "checks",
     "child",
+    "connection_counts",
+    "cosine",
+    "cubic",
     "draw",
     "erdos_renyi_kernel",
     "erdos_renyi_kernel_counts",
@@ -113,11 +119,13 @@ __all__ = [
     "generate",
     "io",
     "layering",
+    "linear",
     "load",
     "measures",
     "ontology_layering",
     "pattern_hash",
     "save",
+    "sigmoid",
     "spec_from_json",
     "spec_from_text",
     "spec_to_json",

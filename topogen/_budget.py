@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any
 
 from topogen import checks
 
-__all__ = ["erdos_renyi_kernel", "erdos_renyi_kernel_counts"]
+__all__ = ["connection_counts", "erdos_renyi_kernel", "erdos_renyi_kernel_counts"]
+
+# the density of a layer of this shape, up to the factor epsilon that all layers share
+_RAW: dict[str, Callable[[tuple[int, ...]], Fraction]] = {
+    "uniform": lambda shape: Fraction(1),
+    "er": lambda shape: Fraction(shape[0] + shape[1], shape[0] * shape[1]),
+    "erk": lambda shape: Fraction(sum(shape), math.prod(shape)),
+}
 
 _SHAPES = "a sequence of at least one weight shape, (out, in) or (out, in, kernel...), for example [(300, 784)]"
 
@@ -58,7 +65,7 @@ def erdos_renyi_kernel(shapes: Iterable[Any], *, density: float) -> list[float]:
     >>> [round(d, 4) for d in tg.erdos_renyi_kernel([(300, 784), (100, 300), (10, 100)], density=0.1)]
     [0.0796, 0.2302, 1.0]
     """
-    return [float(d) for d in _densities(_checked(shapes, "erdos_renyi_kernel"), density, "erdos_renyi_kernel")]
+    return [float(d) for d in _densities(_checked(shapes, "erdos_renyi_kernel"), density, "erk", "erdos_renyi_kernel")]
 
 
 def erdos_renyi_kernel_counts(shapes: Iterable[Any], *, density: float) -> list[int]:
@@ -89,9 +96,62 @@ def erdos_renyi_kernel_counts(shapes: Iterable[Any], *, density: float) -> list[
     ([9051, 3340, 919], 13310)
     """
     owner = "erdos_renyi_kernel_counts"
-    checked = _checked(shapes, owner)
-    sizes = [math.prod(shape) for shape in checked]
-    shares = [d * size for d, size in zip(_densities(checked, density, owner), sizes, strict=True)]
+    return _counts(_checked(shapes, owner), density, "erk", owner)
+
+
+def connection_counts(shapes: Iterable[Any], *, density: float, distribution: str = "erk") -> list[int]:
+    r"""Return the number of connections of each layer of a model with a given density; they add up exactly.
+
+    Layer l with shape :math:`s_1, s_2, ...` gets the density :math:`\min(1, \varepsilon \, r_l)`, with one
+    :math:`\varepsilon` for all layers, rounded as `erdos_renyi_kernel_counts` says, and
+
+    .. math:: r_l = 1, \qquad r_l = \frac{s_1 + s_2}{s_1 s_2} \qquad \text{or} \qquad
+        r_l = \frac{\sum_i s_i}{\prod_i s_i}
+
+    for "uniform", "er" and "erk".
+
+    Parameters
+    ----------
+    shapes : sequence of sequences of at least 2 ints >= 1
+        Shapes of the weights, in torch's order: (out, in) of a linear layer, (out, in, height, width) of a
+        convolution. "er" reads the first two dimensions, "erk" all of them.
+    density : float, in [0, 1]
+        Of the whole model: the share of all weights that exist.
+    distribution : {"erk", "er", "uniform"}
+
+    Returns
+    -------
+    list of int
+        One a shape; their sum is round(density * number of weights), halves to even.
+
+    Raises
+    ------
+    SpecError
+        As `erdos_renyi_kernel`, or if `distribution` is none of the three.
+
+    References
+    ----------
+    "er": D. C. Mocanu et al., Nature Communications 2018, equation 1. "erk": U. Evci et al., ICML 2020, section 3 (1).
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> shapes = [(20, 1, 5, 5), (50, 20, 5, 5), (500, 800), (10, 500)]
+    >>> for name in ("uniform", "er", "erk"):
+    ...     tg.connection_counts(shapes, density=0.05, distribution=name)
+    [25, 1250, 20000, 250]
+    [500, 10335, 7678, 3012]
+    [363, 937, 15225, 5000]
+    """
+    owner = "connection_counts"
+    distribution = checks.one_of(distribution, "distribution", owner, tuple(_RAW))
+    return _counts(_checked(shapes, owner), density, distribution, owner)
+
+
+def _counts(shapes: list[tuple[int, ...]], density: Any, distribution: str, owner: str) -> list[int]:
+    """Share the density out, whole connections by largest remainders."""
+    sizes = [math.prod(shape) for shape in shapes]
+    shares = [d * size for d, size in zip(_densities(shapes, density, distribution, owner), sizes, strict=True)]
     counts = [math.floor(share) for share in shares]
     missing = round(sum(shares, Fraction(0))) - sum(counts)
     for k in sorted(range(len(shares)), key=lambda k: counts[k] - shares[k])[:missing]:
@@ -106,10 +166,10 @@ def _checked(shapes: Any, owner: str) -> list[tuple[int, ...]]:
     return [checks.integers(shape, f"shapes[{k}]", owner, low=1, at_least=2) for k, shape in enumerate(given)]
 
 
-def _densities(shapes: list[tuple[int, ...]], density: Any, owner: str) -> list[Fraction]:
+def _densities(shapes: list[tuple[int, ...]], density: Any, distribution: str, owner: str) -> list[Fraction]:
     wanted = Fraction(repr(checks.real(density, "density", owner, high=1.0)))
     sizes = [math.prod(shape) for shape in shapes]
-    raw = [Fraction(sum(shape), size) for shape, size in zip(shapes, sizes, strict=True)]
+    raw = [_RAW[distribution](shape) for shape in shapes]
     left = wanted * sum(sizes)
     open_layers = set(range(len(shapes)))
     while True:

@@ -137,7 +137,7 @@ def info(source: _Source) -> None:
         net = _topology(source, None)
         seed = "none" if net.seed is None else " ".join(repr(net.seed).split())
         rows = [("file", f"{source!r}, {Path(source).stat().st_size:,} bytes")]
-        rows += _description(net.sizes, [layer.nnz for layer in net], seed, net.spec)
+        rows += _description(net.sizes, [layer.nnz for layer in net], seed, net.spec, [row.size for row in net.relays])
     _print_table(rows)
 
 
@@ -191,9 +191,16 @@ def _description_of_spec(spec: AbstractSpec) -> list[tuple[str, str]]:
 
 
 def _description(
-    sizes: tuple[int, ...], counts: Sequence[int] | None, seed: str, spec: AbstractSpec | None
+    sizes: tuple[int, ...],
+    counts: Sequence[int] | None,
+    seed: str,
+    spec: AbstractSpec | None,
+    relays: Sequence[int] = (),
 ) -> list[tuple[str, str]]:
-    """Return name and value of what `info` prints; `counts` are the connections of each layer, if they are known."""
+    """Return name and value of what `info` prints.
+
+    `counts` are the connections of each layer, if they are known, `relays` the relays of each layer of nodes.
+    """
     rows = [("spec", "none" if spec is None else repr(spec)), ("sizes", shown(sizes)), ("layers", str(len(sizes) - 1))]
     if counts is None:
         rows.append(("connections", "known once it is built"))
@@ -203,6 +210,8 @@ def _description(
         memory = sum(pattern_bytes(*shape, nnz) for shape, nnz in zip(shapes, counts, strict=True))
         rows += [("connections", f"{sum(counts):,} = {shown(tuple(counts))}"), ("density", f"{density:.6g}")]
         rows.append(("memory", f"{memory:,} bytes"))
+    if any(relays):
+        rows.append(("relays", f"{sum(relays):,} = {shown(tuple(relays))}, which pass one input on"))
     rows.append(("seed", seed))
     claims = () if spec is None else spec.claims()
     lines = [f"{claim}  [{claim.source}]" for claim in claims] or ["none"]

@@ -51,6 +51,7 @@ def draw(net: Any, path: str | os.PathLike[str] | None = None, *, kind: str = "s
         than 120 layers the first 120 are drawn, and the title says so.
         "layered": one column of neurons for each layer of nodes, neuron 0 at the top, a line for each connection. Of
         more than 4000 connections about 4000 are drawn, the same random ones each time, and the title says so.
+        Relays are hollow. The title of either kind says how many there are, and a panel's how many of its outputs are.
 
     Returns
     -------
@@ -100,9 +101,14 @@ def _name(topology: Topology) -> str:
     return f"{name}: sizes {shown(sizes)}"
 
 
-def _counts(connections: int, shapes: Sequence[tuple[int, int]]) -> str:
+def _counts(connections: int, shapes: Sequence[tuple[int, int]], relays: int) -> str:
     possible = sum(n_in * n_out for n_in, n_out in shapes)
-    return f"{connections:,} connection{'s' if connections != 1 else ''}, density {connections / possible:.3g}"
+    text = f"{connections:,} connection{'s' if connections != 1 else ''}, density {connections / possible:.3g}"
+    return f"{text}, {relays:,} relay{'s' if relays != 1 else ''}" if relays else text
+
+
+def _n_relays(topology: Topology) -> int:
+    return sum(row.size for row in topology.relays)
 
 
 def _wrapped(text: str, width: float, size: float) -> list[str]:
@@ -159,12 +165,16 @@ def _spy(topology: Topology) -> Figure:
         shares = _shares(layer, round(panel.height * _DPI), round(panel.width * _DPI))
         axes.imshow(shares, cmap=colours, vmin=0, vmax=shares.max() or 1, aspect="auto", interpolation="nearest")
         axes.set(xticks=[], yticks=[])
-        axes.set_title(_caption(k, layer, style), fontsize=style.letters, pad=3, linespacing=1.2)
+        axes.set_title(
+            _caption(k, layer, style, topology.relays[k + 1].size), fontsize=style.letters, pad=3, linespacing=1.2
+        )
         if style.words:
             axes.set_xlabel("outputs", fontsize=style.letters - 1, labelpad=2)
             axes.set_ylabel("inputs", fontsize=style.letters - 1, labelpad=2)
     whole = depth == len(topology)
-    head.append(_counts(connections, shapes) if whole else f"the first {depth} of {len(topology):,} layers")
+    head.append(
+        _counts(connections, shapes, _n_relays(topology)) if whole else f"the first {depth} of {len(topology):,} layers"
+    )
     _write(figure, head, _HEAD, 0.15)
     _write(figure, notes, _FOOT, shift + bottom)
     return figure
@@ -201,10 +211,10 @@ def _box(n_in: int, n_out: int, side: float) -> tuple[float, float]:
     return side * min(1.0, ratio), side * min(1.0, 1 / ratio)
 
 
-def _caption(k: int, layer: sp.csr_array, style: _Style) -> str:
+def _caption(k: int, layer: sp.csr_array, style: _Style, relays: int) -> str:
     n_in, n_out = layer.shape
     if style.words:
-        return f"layer {k}: {n_in} × {n_out}\n{_counts(layer.nnz, [layer.shape])}"
+        return f"layer {k}: {n_in} × {n_out}\n{_counts(layer.nnz, [layer.shape], relays)}"
     return f"{k}: {n_in} × {n_out}\n{layer.nnz:,}, {layer.nnz / (n_in * n_out):.3g}"
 
 
@@ -259,7 +269,7 @@ def _layered(topology: Topology) -> Figure:
 
     width, tall = min(max(1.5 * depth + 1, 5.0), 18.0), min(max(0.3 * max(sizes), 2.0), 6.0)
     shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
-    head = [*_wrapped(_name(topology), width - 0.4, _HEAD), _counts(connections, shapes)]
+    head = [*_wrapped(_name(topology), width - 0.4, _HEAD), _counts(connections, shapes, _n_relays(topology))]
     if drawn < connections:
         head.append(f"{drawn:,} of the connections drawn, chosen at random")
     below = 0.45
@@ -279,7 +289,7 @@ def _layered(topology: Topology) -> Figure:
         lines = LineCollection(list(ends), colors=_DARK, linewidths=0.6, alpha=opacity, zorder=1, clip_on=False)
         axes.add_collection(lines)
     for k, column in enumerate(heights):
-        _draw_neurons(axes, k, column, tall)
+        _draw_neurons(axes, k, column, tall, topology.relays[k])
         under = {"xytext": (0, -9), "textcoords": "offset points", "annotation_clip": False}
         axes.annotate(str(sizes[k]), (k, 0), ha="center", va="top", fontsize=9, **under)
     _write(figure, head, _HEAD, 0.15)
@@ -300,12 +310,16 @@ def _column(n: int, largest: int) -> npt.NDArray[np.float64]:
     return np.linspace(0.5 + half, 0.5 - half, n)
 
 
-def _draw_neurons(axes: Any, k: int, column: npt.NDArray[np.float64], tall: float) -> None:
-    """Draw a column of neurons as dots, or as a bar where dots would touch."""
+def _draw_neurons(axes: Any, k: int, column: npt.NDArray[np.float64], tall: float, relays: _Ints) -> None:
+    """Draw a column of neurons as dots, relays hollow; or, where dots would touch, as a bar with light marks."""
     gap = 72 * tall * (column[0] - column[-1]) / (len(column) - 1) if len(column) > 1 else 72.0
+    area = min(7.0, 0.7 * gap) ** 2
+    dots = {"linewidths": 0.0, "clip_on": False}
     if gap >= 1.5:
-        area = min(7.0, 0.7 * gap) ** 2
-        axes.scatter(np.full(len(column), k), column, s=area, color=_DOT, linewidths=0, zorder=2, clip_on=False)
+        axes.scatter(np.full(len(column), k), column, s=area, color=_DOT, zorder=2, **dots)
     else:
         ends = [column[0], column[-1]]
         axes.plot([k, k], ends, color=_DOT, linewidth=2.5, solid_capstyle="round", zorder=2, clip_on=False)
+    if relays.size:
+        hollow = 0.35 * area if gap >= 1.5 else 1.5
+        axes.scatter(np.full(relays.size, k), column[relays], s=hollow, color="white", zorder=3, **dots)

@@ -108,7 +108,23 @@ def cubic(*, initial: float, final: float, begin_step: int, end_step: int) -> Sc
     """Return the schedule of gradual pruning: fast while there is much to spare, slow towards the end.
 
     ``final + (initial - final) * (1 - p)**3``; of densities or of sparsities, the formula is the same (M. Zhu and
-    S. Gupta, "To prune, or not to prune", arXiv:1710.01878, equation 1). Parameters and errors as for `Schedule`.
+    S. Gupta, "To prune, or not to prune", arXiv:1710.01878, equation 1).
+
+    Parameters
+    ----------
+    initial, final : float >= 0
+        Values at the two ends.
+    begin_step, end_step : int >= 0
+        Where the change begins and ends.
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    SpecError
+        As `Schedule`.
 
     Examples
     --------
@@ -122,6 +138,22 @@ def cubic(*, initial: float, final: float, begin_step: int, end_step: int) -> Sc
 def cosine(*, initial: float, final: float = 0.0, begin_step: int = 0, end_step: int) -> Schedule:
     """Return half a period of the cosine, as RigL's drop fraction follows it (arXiv:1911.11134, section 3 (2)).
 
+    Parameters
+    ----------
+    initial, final : float >= 0
+        Values at the two ends.
+    begin_step, end_step : int >= 0
+        Where the change begins and ends.
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    SpecError
+        As `Schedule`.
+
     Examples
     --------
     >>> import topogen as tg
@@ -132,10 +164,56 @@ def cosine(*, initial: float, final: float = 0.0, begin_step: int = 0, end_step:
 
 
 def linear(*, initial: float, final: float, begin_step: int = 0, end_step: int) -> Schedule:
-    """Return a straight line between the two values."""
+    """Return a straight line between the two values.
+
+    Parameters
+    ----------
+    initial, final : float >= 0
+        Values at the two ends.
+    begin_step, end_step : int >= 0
+        Where the change begins and ends.
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    SpecError
+        As `Schedule`.
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> [tg.linear(initial=1.0, final=0.5, end_step=4)(step) for step in range(6)]
+    [1.0, 0.875, 0.75, 0.625, 0.5, 0.5]
+    """
     return Schedule(shape="linear", initial=initial, final=final, begin_step=begin_step, end_step=end_step)
 
 
 def sigmoid(*, initial: float, final: float, begin_step: int = 0, end_step: int) -> Schedule:
-    """Return a logistic curve between the two values: slow at both ends, steepest in the middle."""
+    """Return a logistic curve between the two values: slow at both ends, steepest in the middle.
+
+    Parameters
+    ----------
+    initial, final : float >= 0
+        Values at the two ends.
+    begin_step, end_step : int >= 0
+        Where the change begins and ends.
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    SpecError
+        As `Schedule`.
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> [round(tg.sigmoid(initial=1.0, final=0.0, end_step=4)(step), 3) for step in range(5)]
+    [1.0, 0.955, 0.5, 0.045, 0.0]
+    """
     return Schedule(shape="sigmoid", initial=initial, final=final, begin_step=begin_step, end_step=end_step)

@@ -86,9 +86,10 @@ class AbstractSpec(ABC):
 
     def shape(self, k: int) -> tuple[int, int]:
         """Return the shape of layer k; IndexError outside [0, depth)."""
-        if not 0 <= k < self.depth:
-            raise IndexError(f"{type(self).__name__} has layers 0..{self.depth - 1}. Got {k}.")
-        return self.sizes[k], self.sizes[k + 1]
+        sizes = self.sizes  # which many families compute
+        if not 0 <= k < len(sizes) - 1:
+            raise IndexError(f"{type(self).__name__} has layers 0..{len(sizes) - 2}. Got {k}.")
+        return sizes[k], sizes[k + 1]
 
     def layer_bytes(self) -> tuple[int, ...]:
         """Return the least bytes that building each layer takes; 0 where the claims do not tell.
@@ -170,8 +171,32 @@ def stream(seed: np.random.SeedSequence | None, *key: str | int) -> np.random.Ge
     return np.random.Generator(np.random.PCG64(child(seed, *key)))
 
 
-def as_seed(rng: Any) -> np.random.SeedSequence | None:
-    """Return an int, a SeedSequence or a Generator as a SeedSequence; 128 bits are drawn once from a Generator."""
+def as_seed(rng: Any, *, owner: str = "generate") -> np.random.SeedSequence | None:
+    """Return an int, a SeedSequence or a Generator as a SeedSequence, which `stream` draws from.
+
+    Parameters
+    ----------
+    rng : int >= 0, numpy.random.SeedSequence, numpy.random.Generator or None
+        From a Generator 128 bits are drawn, once.
+    owner : str
+        The function whose 'rng' parameter it is, for the error.
+
+    Returns
+    -------
+    numpy.random.SeedSequence or None
+        None for None.
+
+    Raises
+    ------
+    SpecError
+        If `rng` is none of these.
+
+    Examples
+    --------
+    >>> import topogen as tg
+    >>> tg.as_seed(7).entropy
+    7
+    """
     if rng is None or isinstance(rng, np.random.SeedSequence):
         return rng
     if isinstance(rng, np.random.Generator):
@@ -179,7 +204,7 @@ def as_seed(rng: Any) -> np.random.SeedSequence | None:
         return np.random.SeedSequence(sum(int(word) << 32 * i for i, word in enumerate(words)))
     if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool) and rng >= 0:
         return np.random.SeedSequence(int(cast(int, rng)))
-    return checks.refuse("rng", "generate", "an int >= 0, a numpy SeedSequence or a numpy Generator", cast(object, rng))
+    return checks.refuse("rng", owner, "an int >= 0, a numpy SeedSequence or a numpy Generator", cast(object, rng))
 
 
 def spec_to_json(spec: AbstractSpec) -> str:

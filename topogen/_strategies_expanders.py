@@ -38,7 +38,7 @@ STRATEGIES: dict[type[AbstractSpec], st.SearchStrategy[AbstractSpec]] = {
     LPS: st.builds(LPS, p=st.sampled_from([13, 17]), q=st.just(5)),
     Paley: st.builds(Paley, p=st.sampled_from([5, 13, 17, 29, 37])),
     CayleyF2: _cayley_f2(),
-    GabberGalil: st.builds(GabberGalil, m=st.integers(2, 9)),
+    GabberGalil: st.builds(GabberGalil, m=st.integers(2, 9), maps=st.sampled_from([5, 7, 8])),
     ChordalCycle: st.builds(ChordalCycle, p=st.sampled_from([3, 7, 13, 17, 23, 37, 43])),
     RandomLift: st.builds(
         RandomLift,

@@ -104,14 +104,17 @@ _FIELDS = st.builds(
 @st.composite
 def _barabasi_albert(draw: st.DrawFn) -> BarabasiAlbert:
     n = draw(st.integers(2, 14))
-    return BarabasiAlbert(n=n, m=draw(st.integers(1, n - 1)), layers=draw(st.integers(1, 3)))
+    m = draw(st.integers(1, n - 1))
+    room = (n * n - m * m - (n - m) * (1 + 2 * m)) // 2
+    return BarabasiAlbert(n=n, m=m, layers=draw(st.integers(1, 3)), extra=draw(st.integers(0, min(room, 5))))
 
 
 @st.composite
 def _watts_strogatz(draw: st.DrawFn) -> WattsStrogatz:
     n = draw(st.integers(1, 14))
     neighbours = draw(st.integers(0, (n - 1) // 2))
-    return WattsStrogatz(n=n, neighbours=neighbours, rewire=draw(_SHARES), layers=draw(st.integers(1, 3)))
+    extra = draw(st.integers(0, min(n * (n - 1 - 2 * neighbours) // 2, 5)))
+    return WattsStrogatz(n=n, neighbours=neighbours, rewire=draw(_SHARES), layers=draw(st.integers(1, 3)), extra=extra)
 
 
 STRATEGIES: dict[type[AbstractSpec], st.SearchStrategy[AbstractSpec]] = {

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
 from topogen import checks
@@ -57,16 +58,15 @@ def as_pattern(x: Any, *, name: str = "pattern") -> sp.csr_array:
     >>> pattern.indices.tolist(), pattern.dtype
     ([2, 1], dtype('bool'))
     """
+    if _is_pattern(x):
+        return sp.csr_array(x)
     matrix = _as_sparse(x, name)
     if min(matrix.shape) < 1:
         raise SpecError(f"{_subject(name)} must have at least one row and one column. Got shape {matrix.shape}.")
     _check_indices(matrix, name)
     if np.isnan(matrix.data).any():
         raise SpecError(f"{_subject(name)} must not hold NaN. Got {int(np.isnan(matrix.data).sum())} of them.")
-    canonical = _is_canonical(matrix)
-    if canonical and matrix.dtype == np.bool_ and matrix.data.all() and _is_narrow(matrix):
-        return matrix
-    if not canonical:
+    if not _increases(matrix.indptr, matrix.indices):
         matrix = _merged(matrix, name)
     if not matrix.data.all():
         matrix = matrix.copy()
@@ -381,16 +381,32 @@ def _check_indices(matrix: sp.csr_array, name: str) -> None:
         raise SpecError(f"{_subject(name)} must be a valid scipy sparse array: its row pointers must not decrease.")
 
 
-def _is_canonical(matrix: sp.csr_array) -> bool:
+def _is_pattern(x: Any) -> bool:
+    """Whether `x` is a canonical pattern as it stands, which is looked up in its arrays, whatever scipy's flags say.
+
+    What families build nearly always is: no more than four passes over the indices, and few calls for a small layer.
+    """
+    if type(x) is not sp.csr_array or x.dtype != np.bool_ or x.ndim != 2 or min(x.shape) < 1:
+        return False
+    indptr, indices, (n_in, n_out) = x.indptr, x.indices, x.shape
+    index = np.int32 if max(indices.size, n_in, n_out) < 2**31 else np.int64
+    if indptr.dtype != index or indices.dtype != index or indptr.shape != (n_in + 1,):
+        return False
+    if indptr[0] != 0 or not x.data.shape == indices.shape == (indptr[-1],) or (indptr[1:] < indptr[:-1]).any():
+        return False
+    # a negative index is a large one without its sign
+    within = not indices.size or indices.view(f"u{indices.itemsize}").max() < n_out
+    return bool(within and x.data.all() and _increases(indptr, indices))
+
+
+def _increases(indptr: npt.NDArray[Any], indices: npt.NDArray[Any]) -> bool:
     """Whether the columns of every row increase; looked up, since scipy's flag outlives changes made in place."""
-    increases = matrix.indices[1:] > matrix.indices[:-1]
-    starts = matrix.indptr[1:-1]
-    increases[starts[(starts > 0) & (starts < matrix.nnz)] - 1] = True
+    increases = indices[1:] > indices[:-1]
+    starts = indptr[1:-1]
+    if starts.size and not (starts[0] > 0 and starts[-1] < indices.size):  # rows without connections at an end
+        starts = starts[(starts > 0) & (starts < indices.size)]
+    increases[starts - 1] = True
     return bool(increases.all())
-
-
-def _is_narrow(matrix: sp.csr_array) -> bool:
-    return matrix.indices.dtype == sp.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))
 
 
 def _merged(matrix: sp.csr_array, name: str) -> sp.csr_array:

@@ -14,7 +14,7 @@ from hypothesis import given
 import topogen as tg
 from topogen import measures
 from topogen.errors import SpecError, TopogenError
-from topogen.measures import _spectral
+from topogen.measures import _deflated, _spectral
 from topogen.testing import patterns, seeds, specs
 
 RING = [[1, 1, 0], [0, 1, 1], [1, 0, 1]]  # of three inputs and three outputs
@@ -98,13 +98,19 @@ def test_all_singular_values_are_numpys(pattern):
 
 
 def test_what_arpack_does_not_find_is_an_error_with_a_remedy(monkeypatch):
-    monkeypatch.setattr(_spectral, "_RESTARTS", 1)
+    monkeypatch.setattr(_deflated, "_KRYLOV", ((10, 1), (20, 1)))
     monkeypatch.setattr(_spectral, "_DENSE", 0)
     ring = sp.eye_array(3000, format="csr") + sp.csr_array(sp.eye_array(3000, k=1)) + sp.eye_array(3000, k=-2999)
     with pytest.raises(
         TopogenError, match=r"^The second singular value of a 3000 x 3000 layer was not found in 1 .*which is dense\.$"
     ):
         measures.second_singular_value(ring)
+
+
+def test_what_few_vectors_do_not_find_more_of_them_do(monkeypatch):
+    monkeypatch.setattr(_deflated, "_KRYLOV", ((10, 1), (60, 100)))
+    ring = tg.generate(tg.WattsStrogatz(n=500, neighbours=1, rewire=0.0))
+    assert measures.second_singular_value(ring) == pytest.approx(1 + 2 * math.cos(2 * math.pi / 500), abs=1e-10)
 
 
 @given(patterns())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import topogen as tg
 from topogen.errors import GenerationError, SpecError
 from topogen.measures import is_ramanujan, ramanujan_bound, ramanujan_ratios, second_singular_value
-from topogen.specs import _patterns
+from topogen.specs import _stubs
 from topogen.testing import seeds, specs
 
 
@@ -99,7 +99,7 @@ def test_impossible_degrees_are_refused(fan_in, sentence):
 
 
 def test_the_bound_on_rounds_is_an_error_with_the_number_left(monkeypatch):
-    monkeypatch.setattr(_patterns, "_MAX_ROUNDS", 1)
+    monkeypatch.setattr(_stubs, "_MAX_ROUNDS", 1)
     with pytest.raises(
         GenerationError, match=r"^No simple graph was found .* \d+ double connections are left after 1 "
     ):
@@ -133,7 +133,7 @@ def test_draws_that_miss_are_rejected_and_the_first_that_hits_is_kept():
     places = set()
     for seed in range(8):
         root = np.random.SeedSequence(seed)
-        draws = [_patterns.biregular(*sizes, fan_in, tg.stream(root, "layer", 0, "attempt", t)) for t in range(5)]
+        draws = [_stubs.biregular(*sizes, fan_in, tg.stream(root, "layer", 0, "attempt", t)) for t in range(5)]
         ratios = [ramanujan_ratios(draw)[0] for draw in draws]
         limit = sorted(ratios)[2]
         first = next(t for t, ratio in enumerate(ratios) if ratio <= limit)
@@ -146,7 +146,7 @@ def test_draws_that_miss_are_rejected_and_the_first_that_hits_is_kept():
 def test_too_few_tries_are_an_error_with_the_best_value_seen():
     spec = tg.RandomBiregular(sizes=[30, 20], fan_in=6, within=0.7, max_tries=5)
     seed = tg.generate(tg.RandomBiregular(sizes=[30, 20], fan_in=6), rng=3).seed
-    draws = [_patterns.biregular(30, 20, 6, tg.stream(seed, "layer", 0, "attempt", t)) for t in range(5)]
+    draws = [_stubs.biregular(30, 20, 6, tg.stream(seed, "layer", 0, "attempt", t)) for t in range(5)]
     best = min(second_singular_value(draw) for draw in draws) / ramanujan_bound(4, 6)
     sentence = (
         "No draw of layer 0 of RandomBiregular, 30 x 20 with fan-in 6, had a second singular value within 0.7 times "

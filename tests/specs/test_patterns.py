@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations, permutations, product
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from topogen.errors import GenerationError
+from topogen import pattern_hash
 from topogen.specs import _patterns
 from topogen.testing import patterns
 
@@ -49,33 +49,6 @@ def test_kron_ones_is_numpys_kron(pattern, rows, columns):
         np.testing.assert_array_equal(expanded.toarray(), expected)
         assert expanded.nnz == pattern.nnz * rows * columns
         assert is_canonical(expanded)
-
-
-class NoBits:
-    """A generator whose integers are all equal: whatever sorts by them sees nothing but ties."""
-
-    def __init__(self):
-        self._rng = np.random.default_rng(5)
-        self.random = self._rng.random
-
-    def integers(self, *_, size, **__):
-        return np.zeros(size, np.uint64)
-
-
-@pytest.mark.parametrize("rng", [np.random.default_rng(4), NoBits()], ids=["random", "ties"])
-def test_shuffled_stubs_come_in_every_order_equally_often(rng):
-    counts = {}
-    for _ in range(2400):
-        order = tuple(_patterns.shuffled_stubs(3, 2, rng).tolist())
-        counts[order] = counts.get(order, 0) + 1
-    assert len(counts) == 90  # 6! / 2!^3
-    assert stats.chisquare(list(counts.values())).pvalue > 1e-3
-
-
-@given(st.integers(1, 70), st.integers(1, 5))
-def test_shuffled_stubs_are_what_they_say(n, times):
-    stubs = _patterns.shuffled_stubs(n, times, np.random.default_rng(0))
-    assert sorted(stubs.tolist()) == [number for number in range(n) for _ in range(times)]
 
 
 def test_uniform_count_knows_more_positions_than_32_bits():
@@ -118,51 +91,26 @@ def test_uniform_count_is_exact(n_in, n_out, data):
     assert is_canonical(pattern)
 
 
-def feasible(limit):
-    return [
-        (n_in, n_out, fan_in)
-        for n_in in range(1, limit + 1)
-        for n_out in range(1, limit + 1)
-        for fan_in in range(1, n_in + 1)
-        if n_out * fan_in % n_in == 0
-    ]
+@pytest.mark.parametrize(
+    ("n_in", "n_out", "count"), [(40, 50, 900), (40, 50, 20), (300, 2, 100), (2, 300, 100), (9, 9, 70)]
+)
+def test_blocks_change_nothing(monkeypatch, n_in, n_out, count):
+    whole = _patterns.uniform_count(n_in, n_out, count, np.random.default_rng(0))
+    monkeypatch.setattr(_patterns, "_BLOCK", 3)
+    in_blocks = _patterns.uniform_count(n_in, n_out, count, np.random.default_rng(0))
+    np.testing.assert_array_equal(in_blocks.toarray(), whole.toarray())
+    assert is_canonical(in_blocks)
+    assert in_blocks.nnz == count
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_biregular_has_exact_degrees_wherever_they_are_feasible(seed):
-    cases = feasible(9)
-    assert len(cases) > 100
-    for n_in, n_out, fan_in in cases:
-        pattern = _patterns.biregular(n_in, n_out, fan_in, np.random.default_rng(seed))
-        dense = pattern.toarray()
-        assert (dense.sum(axis=0) == fan_in).all()
-        assert (dense.sum(axis=1) == n_out * fan_in // n_in).all()
-        assert pattern.nnz == n_out * fan_in
-        assert is_canonical(pattern)
-
-
-def test_biregular_of_degree_one_is_a_uniform_permutation():
-    rng = np.random.default_rng(1)
-    counts = dict.fromkeys(permutations(range(4)), 0)
-    for _ in range(2400):
-        counts[tuple(_patterns.biregular(4, 4, 1, rng).indices.tolist())] += 1
-    assert stats.chisquare(list(counts.values())).pvalue > 1e-3
-
-
-def test_biregular_reaches_every_graph_with_its_degrees():
-    rng = np.random.default_rng(2)
-    pairs = list(combinations(range(4), 2))
-    every = {rows for rows in product(pairs, repeat=4) if (np.bincount(np.ravel(rows), minlength=4) == 2).all()}
-    assert len(every) == 90  # 4 x 4 matrices of zeros and ones with all sums 2
-    drawn = {tuple(map(tuple, _patterns.biregular(4, 4, 2, rng).indices.reshape(4, 2).tolist())) for _ in range(3000)}
-    assert drawn == every
-
-
-def test_biregular_gives_up_after_its_bound(monkeypatch):
-    monkeypatch.setattr(_patterns, "_MAX_ROUNDS", 1)
-    with pytest.raises(
-        GenerationError,
-        match=r"^No simple graph was found with the given degrees of 40 inputs and 40 outputs: "
-        r"\d+ double connections are left after 1 rounds of swaps\.$",
-    ):
-        _patterns.biregular(40, 40, 20, np.random.default_rng(0))
+@pytest.mark.parametrize(
+    ("sizes", "count", "digest"),
+    [
+        ((1000, 1000), 10_000, "cdeb8881a513d360"),
+        ((300, 400), 50_000, "758a6f017a47e8d0"),
+        ((100_000, 70_000), 30_000, "756ed73e9abe3968"),
+    ],
+)
+def test_uniform_count_draws_what_it_always_drew(sizes, count, digest):
+    pattern = _patterns.uniform_count(*sizes, count, np.random.default_rng(2026))
+    assert pattern_hash(pattern)[:16] == digest

@@ -196,14 +196,21 @@ def n_components(x: Any) -> int:
     topology = as_topology(x)
     finished, open_, component = 0, topology.sizes[0], np.arange(topology.sizes[0])
     for layer in topology.layers:
-        sources = np.repeat(component, np.diff(layer.indptr))
-        size = open_ + layer.shape[1]
-        graph = sp.csr_array((np.ones(layer.nnz), (sources, layer.indices + open_)), shape=(size, size))
-        found, labels = csgraph.connected_components(graph, directed=False)
+        found, labels = csgraph.connected_components(_joined(layer, component, open_), directed=False)
         going_on, component = np.unique(labels[open_:], return_inverse=True)
         open_ = len(going_on)
         finished += int(found) - open_
     return finished + open_
+
+
+def _joined(layer: sp.csr_array, component: npt.NDArray[np.intp], n_components: int) -> sp.csr_array:
+    """Return the graph of the layer's outputs, numbered from `n_components` on, and the components of its inputs."""
+    size = n_components + layer.shape[1]
+    outputs, data = layer.indices + n_components, np.ones(layer.nnz)
+    if n_components == layer.shape[0]:  # no two inputs in one component: which is which does not matter
+        indptr = np.append(layer.indptr, np.full(layer.shape[1], layer.nnz, layer.indptr.dtype))
+        return sp.csr_array((data, outputs, indptr), shape=(size, size))
+    return sp.csr_array((data, (np.repeat(component, np.diff(layer.indptr)), outputs)), shape=(size, size))
 
 
 def _inputs(topology: Topology) -> Groups:

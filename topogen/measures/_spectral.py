@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-import scipy.sparse.linalg as spla
 
 from topogen import checks
 from topogen._topology import as_topology
-from topogen.errors import SpecError, TopogenError
+from topogen.errors import SpecError
 from topogen.measures._connectivity import n_components
+from topogen.measures._deflated import largest_singular_value_without
 
 __all__ = [
     "Biregular",
@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 _DENSE = 2**14  # entries of a layer up to which LAPACK's full decomposition is taken: beyond it, ARPACK is faster
-_RESTARTS = 1000  # of ARPACK, each 40 products; random layers need about ten
 _TOLERANCE = 1e-10  # relative to sigma_1: what rounding may add to a singular value, with a wide margin
 
 
@@ -357,9 +356,13 @@ def _degrees(layer: sp.csr_array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
 
 
 def _biregular(layer: sp.csr_array) -> Biregular | None:
-    fan_out, fan_in = _degrees(layer)
-    if layer.nnz and fan_out.min() == fan_out.max() and fan_in.min() == fan_in.max():
-        return Biregular(int(fan_out[0]), int(fan_in[0]), *layer.shape)
+    return _equal(*_degrees(layer))
+
+
+def _equal(fan_out: npt.NDArray[np.int64], fan_in: npt.NDArray[np.int64]) -> Biregular | None:
+    """Return the two degrees if they are everywhere the same, and not 0."""
+    if fan_out[0] and fan_out.min() == fan_out.max() and fan_in.min() == fan_in.max():
+        return Biregular(int(fan_out[0]), int(fan_in[0]), fan_out.size, fan_in.size)
     return None
 
 
@@ -367,7 +370,7 @@ def _second(layer: sp.csr_array) -> float:
     if not layer.nnz:
         return 0.0
     fan_out, fan_in = _degrees(layer)
-    degrees = _biregular(layer)
+    degrees = _equal(fan_out, fan_in)
     without = int(np.count_nonzero(fan_out == 0) + np.count_nonzero(fan_in == 0))
     largest = 1.0 if degrees is None else degrees.largest
     if n_components(layer) - without > 1:  # neurons without connections have no part in the normalised matrix
@@ -383,34 +386,7 @@ def _second(layer: sp.csr_array) -> float:
         matrix.data = scale_in[np.repeat(np.arange(layer.shape[0]), fan_out)] * scale_out[layer.indices]
     if math.prod(layer.shape) <= _DENSE:
         return float(_decomposed(matrix.toarray() - largest * np.outer(left, right))[0])
-    return _largest_without(matrix, largest, left, right)
-
-
-def _largest_without(
-    matrix: sp.csr_array, largest: float, left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]
-) -> float:
-    """Return the largest singular value of ``matrix - largest * outer(left, right)``, which is never formed."""
-    wide = matrix.shape[0] <= matrix.shape[1]
-    rows, columns = (matrix, matrix.T.tocsr()) if wide else (matrix.T.tocsr(), matrix)
-    near, far = (left, right) if wide else (right, left)
-
-    def gram(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return rows @ (columns @ vector - far * (largest * (near @ vector)))
-
-    n = rows.shape[0]
-    operator = spla.LinearOperator((n, n), matvec=lambda v: gram(np.ravel(v)), dtype=np.float64)
-    start = np.random.default_rng(0).standard_normal(n)
-    try:
-        squares: Any = spla.eigsh(
-            operator, k=1, which="LA", v0=start, ncv=min(n, 40), maxiter=_RESTARTS, tol=1e-12, return_eigenvectors=False
-        )
-    except spla.ArpackNoConvergence:
-        raise TopogenError(
-            f"The second singular value of a {matrix.shape[0]} x {matrix.shape[1]} layer was not found in {_RESTARTS} "
-            "restarts of ARPACK: its singular values crowd just below the largest, as those of long bands and rings "
-            "do. Measure one with fewer neurons, or take measures.singular_values, which is dense."
-        ) from None
-    return math.sqrt(max(0.0, float(squares[0])))
+    return largest_singular_value_without(matrix, largest, left, right)
 
 
 def _decomposed(dense: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -17,7 +17,7 @@ from topogen._spec import AbstractSpec, stream
 from topogen.errors import GenerationError, SpecError
 from topogen.measures import Range, ramanujan_bound, ramanujan_ratios
 from topogen.measures._spectral import Biregular, trace_bound_of
-from topogen.specs._patterns import biregular
+from topogen.specs._stubs import biregular
 
 __all__ = ["RandomBiregular"]
 

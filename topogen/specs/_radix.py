@@ -184,14 +184,15 @@ class RadixNet(AbstractSpec):
     @property
     def sizes(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """(N' B_0, ..., N' B_L)."""
-        return tuple(self.modulus * width for width in self.dense_widths)
+        modulus = self.modulus
+        return tuple(modulus * width for width in self.dense_widths)
 
     def layer(self, k: int, seed: np.random.SeedSequence | None = None) -> sp.csr_array:
         """Build layer k; the seed is ignored."""
         self.shape(k)
         steps = np.arange(self.radices[k], dtype=np.int64) * self.place_values[k]
         base = circulant(self.modulus, self.shift * steps)
-        return kron_ones(base, self.dense_widths[k], self.dense_widths[k + 1], self.order)
+        return base if self.widths is None else kron_ones(base, self.widths[k], self.widths[k + 1], self.order)
 
     def claims(self) -> tuple[Claim, ...]:
         """Sizes, degrees, density, path-connectedness, symmetry and the number of paths, all exact."""

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from topogen import checks
 from topogen._claims import COMPONENTS, DEAD_NEURONS, Claim
 from topogen._spec import AbstractSpec, stream
+from topogen.specs._extra_edges import checked_extra, with_extra_edges
 from topogen.specs._layerwise import connections_of, degree_claims
 from topogen.specs._patterns import pattern_of
 
@@ -41,17 +42,21 @@ class BarabasiAlbert(AbstractSpec):
         Edges that a neuron comes with.
     layers : int >= 1
         How many layers follow one another, each a draw of its own.
+    extra : int >= 0
+        Edges that are added to each layer, one after the other: a neuron with the fewest connections is joined to a
+        random one that it is not joined to.
 
     Raises
     ------
     SpecError
-        If a value is out of range.
+        If a value is out of range, or there is no room for `extra`.
 
     Notes
     -----
-    Certain: :math:`m^2 + (n - m)(1 + 2 m)` connections, a symmetric pattern, at least m + 1 connections for every
-    neuron outside the core, one component. The tail of the degrees falls as :math:`k^{-3}` for large n, which is no
-    claim about one draw. A loop over the n neurons, vectorised over m: O(n m log m) time.
+    Certain: :math:`m^2 + (n - m)(1 + 2 m)` connections and 2 for each extra edge, a symmetric pattern, at least m + 1
+    connections for every neuron outside the core, one component. The tail of the degrees falls as :math:`k^{-3}` for
+    large n, which is no claim about one draw. A loop over the n neurons, vectorised over m: O(n m log m) time; O(n)
+    for each extra edge.
 
     References
     ----------
@@ -71,33 +76,41 @@ class BarabasiAlbert(AbstractSpec):
     n: int
     m: int
     layers: int = 1
+    extra: int = 0
 
     def __post_init__(self) -> None:
         n = checks.integer(self.n, "n", "BarabasiAlbert", low=2)
         object.__setattr__(self, "n", n)
         object.__setattr__(self, "m", checks.integer(self.m, "m", f"BarabasiAlbert (n = {n})", low=1, high=n - 1))
         object.__setattr__(self, "layers", checks.integer(self.layers, "layers", "BarabasiAlbert", low=1))
+        object.__setattr__(self, "extra", checked_extra(self.extra, "BarabasiAlbert", n, self._attached))
 
     @property
     def sizes(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """(n, ..., n), one more than there are layers."""
         return (self.n,) * (self.layers + 1)
 
+    @property
+    def _attached(self) -> int:
+        """The number of connections of a layer without the extra ones."""
+        return self.m**2 + (self.n - self.m) * (1 + 2 * self.m)
+
     def layer(self, k: int, seed: np.random.SeedSequence | None) -> sp.csr_array:
         """Build layer k from the stream ("layer", k)."""
         self.shape(k)
-        n, m = self.n, self.m
-        old = _attachments(n, m, stream(seed, "layer", k))
+        n, m, rng = self.n, self.m, stream(seed, "layer", k)
+        old = _attachments(n, m, rng)
         new = np.repeat(np.arange(m, n, dtype=np.int64), m)
         core = np.arange(m, dtype=np.int64)
         loops = np.arange(m, n, dtype=np.int64)
         keys = np.concatenate([new * n + old, old * n + new, np.add.outer(core * n, core).ravel(), loops * n + loops])
         keys.sort()
-        return pattern_of(np.searchsorted(keys, np.arange(n + 1) * n), keys % n, (n, n))
+        attached = pattern_of(np.searchsorted(keys, np.arange(n + 1) * n), keys % n, (n, n))
+        return with_extra_edges(attached, self.extra, rng)
 
     def claims(self) -> tuple[Claim, ...]:
         """Sizes, connections, density, one component and that no neuron is dead, all certain."""
-        count = self.m**2 + (self.n - self.m) * (1 + 2 * self.m)
+        count = self._attached + 2 * self.extra
         return (
             *degree_claims(self.sizes, connections=(count,) * self.layers, source=_BA),
             Claim(measure=COMPONENTS, bound=1, source="every neuron is joined to itself and to an earlier one"),

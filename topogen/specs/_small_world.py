@@ -13,6 +13,7 @@ from topogen import checks
 from topogen._claims import DEAD_NEURONS, Claim
 from topogen._spec import AbstractSpec, stream
 from topogen._topology import as_pattern
+from topogen.specs._extra_edges import checked_extra, with_extra_edges
 from topogen.specs._layerwise import connections_of, degree_claims
 from topogen.specs._patterns import circulant, pattern_of, ranges
 from topogen.specs._subsets import subsets
@@ -125,18 +126,22 @@ class WattsStrogatz(AbstractSpec):
         The share of edges that move.
     layers : int >= 1
         How many layers follow one another, each a draw of its own.
+    extra : int >= 0
+        Edges that are added to each layer, one after the other: a neuron with the fewest connections is joined to a
+        random one that it is not joined to.
 
     Raises
     ------
     SpecError
-        If a value is out of range.
+        If a value is out of range, or there is no room for `extra`.
 
     Notes
     -----
-    Certain: n + 2 n * neighbours connections, a symmetric pattern, at least 1 + neighbours connections for every neuron
-    (an edge never leaves its first end), no dead neuron. round(rewire * n * neighbours) edges are chosen; one whose
-    first end is joined to all others stays. Edges move together, round by round, where networkx moves them one after
-    another: the same model, not the same draws. O(nnz log nnz) time a round, O(nnz) memory.
+    Certain: n + 2 n * neighbours + 2 extra connections, a symmetric pattern, at least 1 + neighbours connections for
+    every neuron (an edge never leaves its first end), no dead neuron. round(rewire * n * neighbours) edges are chosen;
+    one whose first end is joined to all others stays. Edges move together, round by round, where networkx moves them
+    one after another: the same model, not the same draws. O(nnz log nnz) time a round, O(nnz) memory; O(n) time for
+    each extra edge.
 
     References
     ----------
@@ -155,6 +160,7 @@ class WattsStrogatz(AbstractSpec):
     neighbours: int
     rewire: float
     layers: int = 1
+    extra: int = 0
 
     def __post_init__(self) -> None:
         n = checks.integer(self.n, "n", "WattsStrogatz", low=1)
@@ -164,6 +170,8 @@ class WattsStrogatz(AbstractSpec):
         object.__setattr__(self, "neighbours", neighbours)
         object.__setattr__(self, "rewire", checks.real(self.rewire, "rewire", "WattsStrogatz", high=1.0))
         object.__setattr__(self, "layers", checks.integer(self.layers, "layers", "WattsStrogatz", low=1))
+        extra = checked_extra(self.extra, "WattsStrogatz", n, n * (1 + 2 * neighbours))
+        object.__setattr__(self, "extra", extra)
 
     @property
     def sizes(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -179,15 +187,19 @@ class WattsStrogatz(AbstractSpec):
 
     @property
     def is_random(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether an edge moves."""
-        return self.moved > 0
+        """Whether an edge moves or comes in addition."""
+        return self.moved + self.extra > 0
 
     def layer(self, k: int, seed: np.random.SeedSequence | None = None) -> sp.csr_array:
-        """Build layer k, from the stream ("layer", k) where edges move."""
+        """Build layer k, from the stream ("layer", k) where edges move or come in addition."""
         self.shape(k)
-        if not self.moved:
-            return circulant(self.n, np.arange(-self.neighbours, self.neighbours + 1))
+        ring = circulant(self.n, np.arange(-self.neighbours, self.neighbours + 1))
+        if not self.is_random:
+            return ring
         rng = stream(seed, "layer", k)
+        return with_extra_edges(self._rewired(rng) if self.moved else ring, self.extra, rng)
+
+    def _rewired(self, rng: np.random.Generator) -> sp.csr_array:
         first = np.repeat(np.arange(self.n, dtype=np.int64), self.neighbours)
         second = (first + np.tile(np.arange(1, self.neighbours + 1), self.n)) % self.n
         _move_ends(first, second, subsets(1, first.size, self.moved, rng)[0], self.n, rng)
@@ -196,8 +208,8 @@ class WattsStrogatz(AbstractSpec):
         return pattern_of(np.searchsorted(keys, np.arange(self.n + 1) * self.n), keys % self.n, (self.n, self.n))
 
     def claims(self) -> tuple[Claim, ...]:
-        """Sizes, connections, density and that no neuron is dead; the degrees where no edge moves. All certain."""
-        connections = (self.n * (1 + 2 * self.neighbours),) * self.layers
+        """Sizes, connections, density and that no neuron is dead; the degrees where nothing is drawn. All certain."""
+        connections = (self.n * (1 + 2 * self.neighbours) + 2 * self.extra,) * self.layers
         degrees = None if self.is_random else (1 + 2 * self.neighbours,) * self.layers
         alive = Claim(measure=DEAD_NEURONS, bound=(0,) * len(self.sizes), source="every neuron is joined to itself")
         return (

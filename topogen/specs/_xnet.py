@@ -14,7 +14,8 @@ from topogen._spec import AbstractSpec, stream
 from topogen._topology import as_pattern
 from topogen.measures import Range
 from topogen.specs._layerwise import SMALLER_SIDE, degree_claims, each_layer, layer_ints
-from topogen.specs._patterns import full, shuffled_stubs, without_doubles
+from topogen.specs._patterns import full
+from topogen.specs._stubs import shuffled_stubs, without_doubles
 from topogen.specs._subsets import random_columns, random_rows
 
 __all__ = ["ConstantFanIn", "XNet"]
