@@ -1,0 +1,313 @@
+"""What every controller is: the one owner of all state of a method that changes connections while a model trains."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from typing import Any, cast
+
+import numpy as np
+from torch import nn
+from torch.optim import Optimizer
+
+from topogen import Schedule, as_seed, checks
+from topogen.errors import SpecError, TopogenError
+from topogen_torch._patterned import Patterned
+from topogen_torch._rewire import Rewiring, places_of, rewire
+from topogen_torch.controllers._fired import Fired
+
+__all__ = ["Controller", "Number", "Target", "value_at"]
+
+Number = float | Schedule | Callable[[int], float]  # a hyper-parameter: constant, or a function of the step
+
+_STREAM = 100  # first word of the keys under which controllers draw; topogen's own words are smaller
+
+
+def value_at(number: Any, step: int) -> float:
+    """Return the value of a `Number` at a step."""
+    return float(cast(Any, number)(step)) if callable(number) else float(number)
+
+
+class Target:
+    """One layer under a controller, with the settings that hold for it."""
+
+    def __init__(self, name: str, layer: Patterned, settings: Mapping[str, Any], number: int) -> None:
+        self.name = name
+        self.layer = layer
+        self.number = number  # in the order of the model's layers: names the layer's draws
+        self._settings = dict(settings)
+        self.seen = bytes(layer.pattern_hash.tolist())
+
+    @property
+    def possible(self) -> int:
+        """Places of the stored pattern."""
+        n_in, n_out = self.layer._stored_sizes
+        return n_in * n_out
+
+    @property
+    def stored(self) -> int:
+        """Units stored now."""
+        return self.layer.values.shape[0]
+
+    def setting(self, name: str) -> Any:
+        """Return a hyper-parameter as it was given."""
+        return self._settings[name]
+
+    def at(self, name: str, step: int) -> float:
+        """Return the value of a hyper-parameter at a step."""
+        return value_at(self._settings[name], step)
+
+
+class Controller(ABC):
+    """Base of the methods; ``step()`` after each ``optimizer.step()`` is all that a training loop adds.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Holds the layers; what is no topogen layer is left alone.
+    optimizer : torch.optim.Optimizer or None
+        Holds the layers' values; its state follows the connections. None where nothing is trained.
+    layers : str or sequence of str
+        Names of the layers to control, as patterns of ``fnmatch``; all by default.
+    groups : sequence of mappings
+        Settings for some of the layers: ``{"layers": pattern, setting: value, ...}``; later ones win.
+    rng : int, numpy.random.SeedSequence or Generator, optional
+        For methods that draw. Each draw is named by step and layer, so that nothing but the seed need be kept.
+
+    Notes
+    -----
+    A method overrides `_due` and `_proposal`, and calls ``super().__init__`` with its settings. After every change the
+    number of connections is what the method asked for, exactly, in each layer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        *,
+        layers: str | Sequence[str] = "*",
+        groups: Sequence[Mapping[str, Any]] = (),
+        rng: Any = None,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self._owner = type(self).__name__
+        checks.instance(model, "model", self._owner, nn.Module)
+        if optimizer is not None:
+            checks.instance(optimizer, "optimizer", self._owner, Optimizer, "an")
+        self.model, self.optimizer = model, optimizer
+        self._seed = None if rng is None else as_seed(rng)
+        self._settings = dict(settings)
+        self._groups = [dict(group) for group in groups]
+        self.targets = self._found(layers)
+        self._count = 0
+        self._fired = {target.name: Fired(target.layer) for target in self.targets}
+
+    # -- what a method adds ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _due(self, step: int) -> bool:
+        """Whether connections change at the end of this step, counted from 1."""
+
+    @abstractmethod
+    def _proposal(self, step: int) -> list[Rewiring]:
+        """Return what the layers are to become; nothing is changed here."""
+
+    # -- what a training loop calls ----------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Count one training step, and change the connections if it is time. Return whether they changed.
+
+        Raises
+        ------
+        SpecError
+            If a layer's pattern was changed by somebody else, or the optimizer does not hold its values.
+        TopogenError
+            If a score is NaN: nothing is changed, and the step is counted.
+        """
+        self._check_unchanged()
+        self._count += 1
+        if not self._due(self._count):
+            return False
+        self._carry_out(self._proposal(self._count))
+        return True
+
+    @property
+    def steps(self) -> int:
+        """Training steps counted so far."""
+        return self._count
+
+    def explored(self) -> dict[str, float]:
+        """Return for each layer the share of its places that were ever occupied: the in-time over-parametrisation rate.
+
+        R_s of S. Liu et al., arXiv:2102.02887, section 3.
+        """
+        return {name: fired.rate for name, fired in self._fired.items()}
+
+    def survival(self) -> dict[str, float]:
+        """Return for each layer the share of the connections it began with that it still has."""
+        return {target.name: self._fired[target.name].survival(target.layer) for target in self.targets}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the method must remember, as tensors, numbers, strings, lists and dicts."""
+        return {
+            "method": self._owner,
+            "count": self._count,
+            "settings": _plain(self._settings),
+            "groups": _plain(self._groups),
+            "seed": None if self._seed is None else _plain_seed(self._seed),
+            "layers": {
+                target.name: {"pattern_hash": target.seen.hex(), **self._fired[target.name].state_dict()}
+                for target in self.targets
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state: load the model's and the optimizer's first, so that the patterns are those of the state.
+
+        Raises
+        ------
+        SpecError
+            If it is the state of another method, other settings, other layers, or other patterns. Nothing is changed.
+        """
+        own = self.state_dict()
+        for key in own:
+            if key not in state:
+                raise SpecError(f"The state of {self._owner} must be whole. Got no '{key}'.")
+        for key in ("method", "settings", "groups"):
+            if state[key] != own[key]:
+                raise SpecError(f"The state of {self._owner} must be of the same {key}, {own[key]}. Got {state[key]}.")
+        if list(state["layers"]) != list(own["layers"]):
+            raise SpecError(
+                f"The state of {self._owner} must be of the layers {list(own['layers'])}. Got {list(state['layers'])}."
+            )
+        for target in self.targets:
+            now = bytes(target.layer.pattern_hash.tolist()).hex()
+            stored = state["layers"][target.name]["pattern_hash"]
+            if stored != now:
+                raise SpecError(
+                    f"The state of {self._owner} must belong to the model's pattern in layer '{target.name}', "
+                    f"{now[:12]}...: load the model's state first. Got {stored[:12]}..."
+                )
+        self._restore(state)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that was checked."""
+        self._count = state["count"]
+        self._seed = state["seed"] and _seed(state["seed"])
+        for target in self.targets:
+            target.seen = bytes(target.layer.pattern_hash.tolist())
+            self._fired[target.name].load_state_dict(state["layers"][target.name])
+
+    # -- what methods share ------------------------------------------------------------------------------------------
+
+    def _carry_out(self, rewirings: Iterable[Rewiring]) -> None:
+        rewire(rewirings, () if self.optimizer is None else (self.optimizer,))
+        for target in self.targets:
+            target.seen = bytes(target.layer.pattern_hash.tolist())
+            self._fired[target.name].note(places_of(target.layer))
+
+    def _stream(self, target: Target) -> np.random.Generator:
+        """Return the generator for what is drawn for a layer in this step."""
+        assert self._seed is not None
+        key = (*self._seed.spawn_key, _STREAM, self._count, target.number)
+        return np.random.default_rng(np.random.SeedSequence(self._seed.entropy, spawn_key=key))
+
+    def _sound(self, scores: np.ndarray, target: Target, what: str) -> np.ndarray:
+        """Return the scores, or refuse the whole rewiring where one of them is no number."""
+        if np.isnan(scores).any():
+            count = int(np.isnan(scores).sum())
+            raise TopogenError(
+                f"{self._owner} changes nothing at step {self._count}: {count} of {scores.size} scores by {what} in "
+                f"layer '{target.name}' are NaN. A learning rate that is too large, or a loss that is not finite, "
+                "are the usual causes."
+            )
+        return scores
+
+    def _found(self, layers: str | Sequence[str]) -> tuple[Target, ...]:
+        """Return the layers whose names match, each with its settings."""
+        every = {name or "(model)": m for name, m in self.model.named_modules() if isinstance(m, Patterned)}
+        if not every:
+            raise SpecError(
+                f"The 'model' parameter of {self._owner} must have sparse layers. Got none: "
+                "topogen_torch.sparsify(model, density=1.0) makes them of dense ones."
+            )
+        chosen = set(_matching(layers, every, "layers", self._owner))
+        settings = {name: dict(self._settings) for name in every}
+        for group in self._groups:
+            own = {key: value for key, value in group.items() if key != "layers"}
+            unknown = sorted(set(own) - set(self._settings))
+            if unknown or "layers" not in group:
+                raise SpecError(
+                    f"The 'groups' parameter of {self._owner} must have mappings of 'layers' and any of "
+                    f"{sorted(self._settings)}. Got {sorted(group)}."
+                )
+            for name in _matching(group["layers"], every, "groups", self._owner):
+                settings[name] |= own
+        targets = tuple(
+            Target(name, layer, settings[name], number)
+            for number, (name, layer) in enumerate(every.items())
+            if name in chosen
+        )
+        self._check_held(targets)
+        return targets
+
+    def _check_held(self, targets: Iterable[Target]) -> None:
+        if self.optimizer is None:
+            return
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        missing = [target.name for target in targets if id(target.layer.values) not in held]
+        if missing:
+            raise SpecError(
+                f"The 'optimizer' parameter of {self._owner} must hold the values of every layer that it controls. "
+                f"It lacks those of {', '.join(repr(name) for name in missing)}."
+            )
+
+    def _check_unchanged(self) -> None:
+        for target in self.targets:
+            if bytes(target.layer.pattern_hash.tolist()) != target.seen:
+                raise SpecError(
+                    f"{self._owner} must be the only one to change the layers that it controls. "
+                    f"The pattern of '{target.name}' was changed since its last step: make a new {self._owner}, or "
+                    "load its state after the model's."
+                )
+        self._check_held(self.targets)
+
+
+def _matching(patterns: str | Sequence[str], names: Iterable[str], parameter: str, owner: str) -> list[str]:
+    """Return the names that match any of the patterns; a pattern that matches none is refused."""
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    names = list(names)
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise SpecError(
+                f"The '{parameter}' parameter of {owner} must name sparse layers, {', '.join(map(repr, names))}. "
+                f"Got {pattern!r}, which matches none."
+            )
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)]
+
+
+def _plain(value: Any) -> Any:
+    """Return settings as what a state dict may hold; a function is known by its name only."""
+    if isinstance(value, Schedule):
+        return {"schedule": asdict(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if callable(value):
+        return {
+            "function": f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
+        }
+    return value
+
+
+def _plain_seed(seed: np.random.SeedSequence) -> dict[str, Any]:
+    entropy = seed.entropy if isinstance(seed.entropy, Sequence) else [seed.entropy]
+    return {"entropy": [str(word) for word in entropy], "spawn_key": [int(word) for word in seed.spawn_key]}
+
+
+def _seed(plain: Mapping[str, Any]) -> np.random.SeedSequence:
+    words = [int(word) for word in plain["entropy"]]
+    return np.random.SeedSequence(words[0] if len(words) == 1 else words, spawn_key=tuple(plain["spawn_key"]))

@@ -1,0 +1,245 @@
+"""Pruning: connections go and never come back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from topogen import Schedule, checks, connection_counts
+from topogen.errors import SpecError
+from topogen_torch._rewire import Rewiring, places_of
+from topogen_torch.controllers._base import Controller, Target
+from topogen_torch.controllers._places import best, count_of, largest_remainders
+from topogen_torch.controllers.criteria import Score, scored
+
+__all__ = ["GradualMagnitude", "OneShot"]
+
+_SCOPES = ("layer", "global")
+
+
+class _Pruner(Controller):
+    """What pruning methods share: keep the best by a score, so many in each layer or in all layers together."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        *,
+        score: str | Score | Mapping[str, Tensor],
+        scope: str,
+        settings: Mapping[str, Any],
+        **shared: Any,
+    ) -> None:
+        owner = type(self).__name__
+        checks.one_of(scope, "scope", owner, _SCOPES)
+        super().__init__(model, optimizer, settings={**settings, "score": score, "scope": scope}, **shared)
+        self._score, self._scope = score, scope
+        if scope == "global" and self._groups:
+            raise SpecError(f"The 'groups' parameter of {owner} must be empty with scope='global'. Got {self._groups}.")
+
+    def _kept(self, wanted: Sequence[int], step: int) -> list[Rewiring]:
+        """Return the rewirings that leave `wanted[k]` units in target k, or as many in total where scope is global."""
+        by = self._score if isinstance(self._score, str) else "score"
+        scores = [self._sound(scored(self._score, t.name, t.layer, self._draw(t)), t, by) for t in self.targets]
+        if self._scope == "layer":
+            kept = [best(own, count) for own, count in zip(scores, wanted, strict=True)]
+        else:
+            joint = best(np.concatenate(scores), sum(wanted))
+            borders = np.cumsum([0, *map(len, scores)])
+            kept = [joint[(joint >= a) & (joint < b)] - a for a, b in zip(borders, borders[1:], strict=False)]
+        return [Rewiring(t.layer, places_of(t.layer)[own]) for t, own in zip(self.targets, kept, strict=True)]
+
+    def _draw(self, target: Target) -> Callable[[], np.random.Generator]:
+        return lambda: self._stream(target)
+
+    def _refuse_growth(self, wanted: Sequence[int], density: float) -> None:
+        for target, count in zip(self.targets, wanted, strict=True):
+            if self._scope == "layer" and count > target.stored:
+                raise SpecError(
+                    f"The 'density' parameter of {self._owner} must be at most the layer's own, "
+                    f"{target.stored / target.possible:.6g} for '{target.name}', since pruning adds nothing. "
+                    f"Got {density:g}."
+                )
+
+
+class OneShot(_Pruner):
+    """Prune once: keep the connections of the highest score.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With at least one topogen layer.
+    optimizer : torch.optim.Optimizer, optional
+        Its state follows; None where nothing is trained yet.
+    density : float, in (0, 1]
+        What is to be left: connections / possible connections, in each layer or (``scope="global"``) in all together.
+        Exact: ``round(density * possible)``.
+    score : {"magnitude", "random"}, callable or mapping
+        A callable gets a layer and returns one number a unit of `values`; a mapping has a tensor for each layer's
+        name, as `topogen_torch.snip_scores` returns it. Of equal scores the first in value ordering stay.
+    scope : {"layer", "global"}
+    layers, groups, rng
+        See `Controller`; "random" needs `rng`.
+
+    Raises
+    ------
+    SpecError
+        If a parameter is none of these, or a layer has fewer connections than it is to keep.
+
+    Notes
+    -----
+    The first `step` prunes; later ones do nothing. Weights that stay keep value, gradient and optimizer state bit for
+    bit. A layer's memory shrinks with it.
+
+    Examples
+    --------
+    >>> import topogen as tg, topogen_torch as tt
+    >>> model = tt.sparse_mlp(tg.generate(tg.Dense(sizes=[20, 10, 5])))
+    >>> tt.OneShot(model, density=0.1).step()
+    True
+    >>> [layer.nnz for layer in model if isinstance(layer, tt.SparseLinear)]
+    [20, 5]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        *,
+        density: float,
+        score: str | Score | Mapping[str, Tensor] = "magnitude",
+        scope: str = "layer",
+        layers: str | Sequence[str] = "*",
+        groups: Sequence[Mapping[str, Any]] = (),
+        rng: Any = None,
+    ) -> None:
+        checks.real(density, "density", "OneShot", high=1.0, open_low=True)
+        if isinstance(score, str):
+            checks.one_of(score, "score", "OneShot", ("magnitude", "random"))
+        if score == "random" and rng is None:
+            checks.refuse("rng", "OneShot", "an int, a SeedSequence or a Generator where score='random'", rng)
+        super().__init__(
+            model, optimizer, score=score, scope=scope, settings={"density": density},
+            layers=layers, groups=groups, rng=rng,
+        )  # fmt: skip
+        self._refuse_growth(self._wanted(1), density)
+
+    def _wanted(self, step: int) -> list[int]:
+        return [count_of(target.at("density", step), target.possible) for target in self.targets]
+
+    def _due(self, step: int) -> bool:
+        return step == 1
+
+    def _proposal(self, step: int) -> list[Rewiring]:
+        return self._kept(self._wanted(step), step)
+
+
+class GradualMagnitude(_Pruner):
+    """Prune little by little while the model trains, by magnitude (Zhu and Gupta, arXiv:1710.01878).
+
+    At every update the layer keeps its largest weights, so many that its density is that of the schedule
+
+    ``density + (first - density) * (1 - p)**3``, p = (step - begin_step) / (end_step - begin_step) clipped to [0, 1],
+
+    where `first` is the density that the layer has when the controller is made. What has gone does not come back: a
+    truly sparse layer has no weight there that could grow.
+
+    Parameters
+    ----------
+    model, optimizer
+        See `Controller`.
+    density : float, in (0, 1]
+        Final connections / possible connections, of all controlled layers together.
+    begin_step, end_step : int
+        Of the schedule. The last update is the first one at or after `end_step`.
+    update_every : int >= 1
+        The layers are pruned at steps which it divides.
+    distribution : {"uniform", "er", "erk"}
+        How the final density is shared out among the layers; see `topogen.connection_counts`.
+    shape : {"cubic", "linear", "cosine", "sigmoid"}
+        Of the schedule.
+    score, scope, layers, groups, rng
+        As for `OneShot`; with ``scope="global"`` the schedule is that of all layers together.
+
+    Raises
+    ------
+    SpecError
+        If a parameter is none of these, or a layer has fewer connections than it is to keep.
+
+    Examples
+    --------
+    >>> import torch, topogen as tg, topogen_torch as tt
+    >>> model = tt.sparse_mlp(tg.generate(tg.Dense(sizes=[20, 10])))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> prune = tt.GradualMagnitude(model, optimizer, density=0.1, begin_step=0, end_step=10, update_every=5)
+    >>> [(prune.step(), model[0].nnz)[1] for step in range(12)]
+    [200, 200, 200, 200, 42, 42, 42, 42, 42, 20, 20, 20]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        *,
+        density: float,
+        begin_step: int,
+        end_step: int,
+        update_every: int,
+        distribution: str = "uniform",
+        shape: str = "cubic",
+        score: str | Score | Mapping[str, Tensor] = "magnitude",
+        scope: str = "layer",
+        layers: str | Sequence[str] = "*",
+        groups: Sequence[Mapping[str, Any]] = (),
+        rng: Any = None,
+    ) -> None:
+        owner = "GradualMagnitude"
+        checks.real(density, "density", owner, high=1.0, open_low=True)
+        self._every = checks.integer(update_every, "update_every", owner, low=1)
+        settings = {
+            "density": density, "begin_step": begin_step, "end_step": end_step, "update_every": update_every,
+            "distribution": distribution, "shape": shape,
+        }  # fmt: skip
+        super().__init__(
+            model, optimizer, score=score, scope=scope, settings=settings, layers=layers, groups=groups, rng=rng
+        )
+        self._schedule = Schedule(shape=shape, initial=1.0, final=0.0, begin_step=begin_step, end_step=end_step)
+        self._final = self._shared_out(density, distribution)
+        self._first = [target.stored for target in self.targets]
+        self._refuse_growth(self._final, density)
+        self._finished = False
+
+    def _shared_out(self, density: float, distribution: str) -> list[int]:
+        """Return the final number of units of each target."""
+        shapes = [(t.layer._stored_sizes[1], t.layer._stored_sizes[0], *t.layer._unit) for t in self.targets]
+        if distribution == "uniform":
+            return [count_of(target.at("density", 0), target.possible) for target in self.targets]
+        weights = connection_counts(shapes, density=density, distribution=distribution)
+        units = [math.prod(target.layer._unit) for target in self.targets]
+        return largest_remainders([Fraction(w, u) for w, u in zip(weights, units, strict=True)])
+
+    def _due(self, step: int) -> bool:
+        return not self._finished and step % self._every == 0 and step >= self._schedule.begin_step
+
+    def _proposal(self, step: int) -> list[Rewiring]:
+        left = self._schedule(step)
+        wanted = [round(last + left * (first - last)) for first, last in zip(self._first, self._final, strict=True)]
+        return self._kept(wanted, step)
+
+    def _carry_out(self, rewirings: Iterable[Rewiring]) -> None:
+        super()._carry_out(rewirings)
+        self._finished = self._count >= self._schedule.end_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the method must remember."""
+        return {**super().state_dict(), "first": list(self._first), "finished": self._finished}
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        super()._restore(state)
+        self._first, self._finished = list(state["first"]), state["finished"]

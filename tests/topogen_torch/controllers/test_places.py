@@ -1,0 +1,67 @@
+"""Choosing places: exact numbers, ties by index, and lots that are fair."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from topogen_torch.controllers._places import best, count_of, drawn_empty, largest_remainders, without
+
+
+@given(st.lists(st.integers(-3, 3), max_size=20), st.integers(0, 25))
+def test_best_is_a_sort_by_score_and_index(scores, count):
+    expected = sorted(sorted(range(len(scores)), key=lambda k: (-scores[k], k))[:count])
+    assert best(np.array(scores, float), count).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("density", "possible", "count"), [(0.8, 1000, 800), (0.9, 1000, 900), (0.1, 266200, 26620), (0.5, 5, 2), (1, 7, 7)]
+)
+def test_a_density_is_the_decimal_that_was_written(density, possible, count):
+    """``1000 - floor((1 - 0.9) * 1000)`` would be 901."""
+    assert count_of(density, possible) == count
+
+
+@given(st.lists(st.fractions(0, 50, max_denominator=30), min_size=1, max_size=8))
+def test_largest_remainders_add_up(shares):
+    counts = largest_remainders(shares)
+    assert sum(counts) == round(sum(shares))
+    assert all(abs(count - share) < 1 for count, share in zip(counts, shares, strict=True))
+
+
+def test_of_equal_remainders_the_first_is_rounded_up():
+    assert largest_remainders([Fraction(1, 3)] * 3) == [1, 0, 0]
+
+
+@given(st.integers(1, 60), st.data())
+def test_drawn_places_are_empty_distinct_and_rising(possible, data):
+    occupied = np.flatnonzero(data.draw(st.lists(st.booleans(), min_size=possible, max_size=possible)))
+    count = data.draw(st.integers(0, possible - len(occupied)))
+    drawn = drawn_empty(np.random.default_rng(data.draw(st.integers(0, 99))), occupied, possible, count)
+    assert len(drawn) == count
+    assert (np.diff(drawn) > 0).all()
+    assert not np.isin(drawn, occupied).any()
+    assert ((drawn >= 0) & (drawn < possible)).all()
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_every_set_of_empty_places_is_equally_likely(count):
+    """Both ways of drawing, few and most of the empty places: chi-squared over all sets, fixed seed."""
+    rng, occupied, possible = np.random.default_rng(0), np.array([0, 3, 4, 9]), 11
+    drawn = [tuple(drawn_empty(rng, occupied, possible, count)) for _ in range(6000)]
+    sets, seen = np.unique(drawn, axis=0, return_counts=True)
+    assert len(sets) == 21  # binomial(7, 2) and binomial(7, 5)
+    assert stats.chisquare(seen).pvalue > 1e-3
+
+
+def test_a_few_places_of_many_cost_little():
+    """A dense mask of this layer would take 10^18 bytes."""
+    drawn = drawn_empty(np.random.default_rng(0), np.arange(1000), 10**18, 50)
+    assert len(np.unique(drawn)) == 50
+
+
+def test_without():
+    assert without(np.array([3, 5, 8]), np.array([0, 2])).tolist() == [5]

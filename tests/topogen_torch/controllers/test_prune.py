@@ -1,0 +1,206 @@
+"""Pruning: exact numbers, the largest weights, schedules, and what is refused."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import topogen as tg
+import topogen_torch as tt
+from topogen.errors import SpecError, TopogenError
+
+
+def dense_model(sizes=(12, 9, 5), seed=0):
+    torch.manual_seed(seed)
+    return tt.sparse_mlp(tg.generate(tg.Dense(sizes=sizes)), dtype=torch.float64)
+
+
+def layers_of(model):
+    return [module for module in model if isinstance(module, tt.SparseLinear)]
+
+
+def weights_of(model):
+    return [layer.to_scipy().toarray() for layer in layers_of(model)]
+
+
+@given(st.integers(1, 100).map(lambda percent: percent / 100), st.integers(0, 99))
+def test_a_layer_keeps_its_largest_weights(density, seed):
+    model = dense_model(seed=seed)
+    before = weights_of(model)
+    prune = tt.OneShot(model, density=density)
+    assert prune.step()
+    assert not prune.step()
+    for weight, layer in zip(before, layers_of(model), strict=True):
+        kept = np.argsort(-np.abs(weight).ravel(), kind="stable")[: layer.nnz]
+        expected = np.zeros(weight.size)
+        expected[kept] = weight.ravel()[kept]
+        np.testing.assert_array_equal(layer.to_scipy().toarray().ravel(), expected)
+        assert layer.nnz == round(round(density * 100) * weight.size / 100)
+
+
+@given(st.integers(1, 100).map(lambda percent: percent / 100), st.integers(0, 99))
+def test_all_layers_together_keep_the_largest(density, seed):
+    model = dense_model(seed=seed)
+    before = np.concatenate([weight.ravel() for weight in weights_of(model)])
+    possible = [layer.nnz for layer in layers_of(model)]
+    tt.OneShot(model, density=density, scope="global").step()
+    after = np.concatenate([weight.ravel() for weight in weights_of(model)])
+    count = sum(layer.nnz for layer in layers_of(model))
+    assert count == sum(round(round(density * 100) * size / 100) for size in possible)
+    kept = np.argsort(-np.abs(before), kind="stable")[:count]
+    assert np.array_equal(np.flatnonzero(after), np.sort(kept))
+    assert np.array_equal(after[kept], before[kept])
+
+
+def test_of_equal_weights_the_first_stay():
+    model = dense_model()
+    with torch.no_grad():
+        for layer in layers_of(model):
+            layer.values.fill_(0.5)
+    tt.OneShot(model, density=0.1).step()
+    for layer in layers_of(model):
+        np.testing.assert_array_equal(np.flatnonzero(layer.pattern.toarray()), np.arange(layer.nnz))
+
+
+def test_scores_may_be_a_function_or_given():
+    model, twin = dense_model(), dense_model()
+    tt.OneShot(model, density=0.2, score=lambda layer: -layer.values.detach().abs()).step()
+    scores = {name: -module.values.detach().abs() for name, module in twin.named_modules() if hasattr(module, "values")}
+    tt.OneShot(twin, density=0.2, score=scores).step()
+    for a, b in zip(weights_of(model), weights_of(twin), strict=True):
+        np.testing.assert_array_equal(a, b)
+    small = dense_model()
+    for layer, weight in zip(layers_of(model), weights_of(small), strict=True):
+        assert layer.values.abs().max() <= np.sort(np.abs(weight).ravel())[layer.nnz - 1]
+
+
+def test_random_scores_are_drawn_by_name():
+    patterns = []
+    for seed in (0, 0, 1):
+        model = dense_model()
+        tt.OneShot(model, density=0.3, score="random", rng=seed).step()
+        patterns.append([layer.pattern.toarray() for layer in layers_of(model)])
+    assert all(map(np.array_equal, patterns[0], patterns[1]))
+    assert not any(map(np.array_equal, patterns[0], patterns[2]))
+
+
+def run_gradual(steps=14, **settings):
+    model = dense_model(sizes=(20, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    defaults = {"density": 0.1, "begin_step": 2, "end_step": 12, "update_every": 2}
+    prune = tt.GradualMagnitude(model, optimizer, **defaults | settings)
+    counts = []
+    for _ in range(steps):
+        model(torch.randn(4, 20, dtype=torch.float64)).square().sum().backward()
+        optimizer.step()
+        prune.step()
+        counts.append(model[0].nnz)
+    return counts
+
+
+def test_the_cubic_schedule_is_followed_exactly():
+    """200 (0.1 + 0.9 (1 - p)^3), p = 0, 0.2, ... 1, by hand."""
+    assert run_gradual() == [200, 200, 200, 112, 112, 59, 59, 32, 32, 21, 21, 20, 20, 20]
+
+
+def test_the_last_update_is_the_first_one_at_the_end_or_after():
+    """Updates at 5, 10 and 15, where p is 0.3, 0.8 and 1."""
+    assert run_gradual(update_every=5)[3:] == [200, 82, 82, 82, 82, 82, 21, 21, 21, 21, 21]
+    assert run_gradual(update_every=5, steps=16)[-3:] == [21, 20, 20]
+
+
+def test_a_straight_line_is_another_shape():
+    assert run_gradual(shape="linear")[3::2] == [164, 128, 92, 56, 20, 20]
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "er", "erk"])
+def test_a_distribution_meets_the_budget(distribution):
+    model = dense_model(sizes=(40, 30, 10))
+    prune = tt.GradualMagnitude(
+        model, None, density=0.2, begin_step=0, end_step=1, update_every=1, distribution=distribution
+    )
+    prune.step()
+    shapes = [(layer.out_features, layer.in_features) for layer in layers_of(model)]
+    expected = tg.connection_counts(shapes, density=0.2, distribution=distribution)
+    assert [layer.nnz for layer in layers_of(model)] == expected
+
+
+def test_what_is_pruned_little_by_little_can_be_resumed():
+    def fresh():
+        model = dense_model(sizes=(20, 10))
+        return model, tt.GradualMagnitude(model, None, density=0.1, begin_step=0, end_step=8, update_every=2)
+
+    model, prune = fresh()
+    for _ in range(5):
+        prune.step()
+    other, again = fresh()
+    other.load_state_dict(model.state_dict())
+    again.load_state_dict(prune.state_dict())
+    for _ in range(9):
+        prune.step()
+        again.step()
+        assert torch.equal(model[0].pattern_hash, other[0].pattern_hash)
+    assert model[0].nnz == 20
+
+
+def test_nan_weights_change_nothing():
+    model = dense_model()
+    with torch.no_grad():
+        model[0].values[7] = float("nan")
+    with pytest.raises(
+        TopogenError, match=r"^OneShot changes nothing at step 1: 1 of 108 scores by magnitude in layer '0'"
+    ):
+        tt.OneShot(model, density=0.5).step()
+    assert model[0].nnz == 108
+
+
+REFUSED = {
+    "density": (lambda: tt.OneShot(dense_model(), density=0), "The 'density' parameter of OneShot must be a finite"),
+    "above": (
+        lambda: tt.OneShot(tt.sparse_mlp(tg.generate(tg.RadixNet(systems=[[2, 2]]))), density=0.9),
+        "The 'density' parameter of OneShot must be at most the layer's own, 0.5 for '0', since pruning adds nothing. "
+        "Got 0.9.",
+    ),
+    "score": (
+        lambda: tt.OneShot(dense_model(), density=0.5, score="size"),
+        "The 'score' parameter of OneShot must be 'magnitude' or 'random'. Got 'size'.",
+    ),
+    "rng": (
+        lambda: tt.OneShot(dense_model(), density=0.5, score="random"),
+        "The 'rng' parameter of OneShot must be an int, a SeedSequence or a Generator where score='random'. Got None.",
+    ),
+    "scope": (
+        lambda: tt.OneShot(dense_model(), density=0.5, scope="model"),
+        "The 'scope' parameter of OneShot must be 'layer' or 'global'. Got 'model'.",
+    ),
+    "groups": (
+        lambda: tt.OneShot(dense_model(), density=0.5, scope="global", groups=[{"layers": "0", "density": 0.1}]),
+        "The 'groups' parameter of OneShot must be empty with scope='global'.",
+    ),
+    "scores of a layer": (
+        lambda: tt.OneShot(dense_model(), density=0.5, score={"0": torch.ones(108)}).step(),
+        "The 'score' parameter must have scores for layer '2'. Got ['0'].",
+    ),
+    "shape of scores": (
+        lambda: tt.OneShot(dense_model(), density=0.5, score=lambda layer: torch.ones(3)).step(),
+        "The 'score' parameter must give one number for each unit of '0', shape (108,). Got shape (3,).",
+    ),
+    "schedule": (
+        lambda: tt.GradualMagnitude(dense_model(), None, density=0.5, begin_step=5, end_step=4, update_every=1),
+        "The 'end_step' parameter of Schedule must be at least begin_step, 5. Got 4.",
+    ),
+    "update_every": (
+        lambda: tt.GradualMagnitude(dense_model(), None, density=0.5, begin_step=0, end_step=4, update_every=0),
+        "The 'update_every' parameter of GradualMagnitude must be an int >= 1. Got 0.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(case):
+    call, sentence = REFUSED[case]
+    with pytest.raises(SpecError, match="^" + re.escape(sentence)):
+        call()

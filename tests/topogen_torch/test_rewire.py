@@ -1,0 +1,157 @@
+"""Rewiring: survivors keep everything bit for bit, newcomers start at nothing, and it is all or nothing."""
+
+import os
+import re
+import signal
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import topogen_torch as tt
+from topogen.errors import SpecError
+from topogen_torch import _rewire
+from topogen_torch._rewire import Rewiring, places_of, rewire
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.1),
+    "momentum": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
+    "momentum foreach": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, foreach=True),
+    "adam": lambda p: torch.optim.Adam(p, 0.1),
+    "adam fused": lambda p: torch.optim.Adam(p, 0.1, fused=True),
+    "adamw amsgrad": lambda p: torch.optim.AdamW(p, 0.1, amsgrad=True),
+    "rmsprop centered": lambda p: torch.optim.RMSprop(p, 0.1, centered=True, momentum=0.5),
+    "adagrad": lambda p: torch.optim.Adagrad(p, 0.1),
+    "unknown": lambda p: Unknown(p),
+}
+
+
+class Unknown(torch.optim.Optimizer):
+    """An optimizer that nobody has seen, with state under names that nobody knows."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                state["steps"] = state.get("steps", 0) + 1
+                state["sum of cubes"] = state.get("sum of cubes", torch.zeros_like(p)) + p.grad**3
+                p -= 0.1 * state["sum of cubes"]
+
+
+def trained(pattern, make, steps=3):
+    torch.manual_seed(0)
+    layer = tt.SparseLinear(pattern, dtype=torch.float64)
+    optimizer = make(layer.parameters())
+    for _ in range(steps):
+        optimizer.zero_grad()
+        layer(torch.randn(7, pattern.shape[0], dtype=torch.float64)).square().sum().backward()
+        optimizer.step()
+    return layer, optimizer
+
+
+def on_places(layer, tensor):
+    """Return a tensor of one number a connection as {place: number}."""
+    return dict(zip(places_of(layer).tolist(), tensor.detach().tolist(), strict=True))
+
+
+def snapshot(layer, optimizer):
+    state = {name: t for name, t in optimizer.state[layer.values].items() if torch.is_tensor(t) and t.ndim}
+    parts = {"values": layer.values, "gradient": layer.values.grad, **state}
+    return {name: on_places(layer, tensor) for name, tensor in parts.items()}
+
+
+masks = st.integers(1, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).random((9, 6)) < 0.4)
+
+
+@given(masks, masks, st.sampled_from(sorted(OPTIMIZERS)))
+def test_state_follows_the_connections(before, after, name):
+    layer, optimizer = trained(sp.csr_array(before), OPTIMIZERS[name])
+    parameter, old = layer.values, snapshot(layer, optimizer)
+    rewire([Rewiring(layer, np.flatnonzero(after))], [optimizer])
+    assert layer.values is parameter
+    np.testing.assert_array_equal(layer.pattern.toarray(), after)
+    assert set(snapshot(layer, optimizer)) == set(old)
+    for part, found in snapshot(layer, optimizer).items():
+        assert found == {place: old[part].get(place, 0.0) for place in np.flatnonzero(after)}, part
+    x = torch.randn(5, 9, dtype=torch.float64, requires_grad=True)
+    dense = layer.to_linear()
+    torch.testing.assert_close(layer(x), dense(x))
+    optimizer.zero_grad()
+    layer(x).square().sum().backward()
+    dense(x).square().sum().backward()
+    torch.testing.assert_close(layer.values.grad, dense.weight.grad.t()[torch.from_numpy(after)])
+    optimizer.step()
+    state = tt.SparseLinear(sp.csr_array(before), dtype=torch.float64)
+    state.load_state_dict(layer.state_dict())
+    assert torch.equal(state(x), layer(x))
+
+
+def test_what_keeps_its_number_keeps_its_memory():
+    """Graphs that were captured know addresses."""
+    before = np.zeros((4, 4), bool)
+    before[0] = True
+    layer, optimizer = trained(sp.csr_array(before), OPTIMIZERS["adam"])
+    addresses = [layer.values.data_ptr(), *(t.data_ptr() for t in optimizer.state[layer.values].values())]
+    rewire([Rewiring(layer, np.array([1, 2, 3, 9]))], [optimizer])
+    assert addresses == [layer.values.data_ptr(), *(t.data_ptr() for t in optimizer.state[layer.values].values())]
+
+
+def test_newcomers_may_start_somewhere():
+    layer = tt.SparseLinear(sp.csr_array(np.eye(3)), bias=False)
+    with torch.no_grad():
+        layer.values.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    rewire([Rewiring(layer, np.array([0, 2, 7, 8]), torch.tensor([5.0, 6.0]))])
+    np.testing.assert_array_equal(layer.to_scipy().toarray(), [[1, 0, 5], [0, 0, 0], [0, 6, 3]])
+
+
+def test_nothing_is_changed_where_one_layer_cannot():
+    first, optimizer = trained(sp.csr_array(np.eye(3)), OPTIMIZERS["adam"])
+    second = tt.SparseLinear(sp.csr_array(np.eye(3)), dtype=torch.float64)
+    lbfgs = torch.optim.LBFGS(second.parameters(), max_iter=2)
+
+    def loss():
+        lbfgs.zero_grad()
+        value = second(torch.ones(2, 3, dtype=torch.float64)).square().sum()
+        value.backward()
+        return value
+
+    lbfgs.step(loss)
+    old = snapshot(first, optimizer)
+    sentence = (
+        "The optimizer of a rewired layer must keep state of the shape of its values, (3,), or single numbers. LBFGS"
+    )
+    with pytest.raises(SpecError, match=re.escape(sentence)):
+        rewire([Rewiring(first, np.array([1])), Rewiring(second, np.array([1]))], [optimizer, lbfgs])
+    assert snapshot(first, optimizer) == old
+    assert second.nnz == 3
+
+
+def test_ctrl_c_waits_until_the_layer_is_whole(monkeypatch):
+    layer, optimizer = trained(sp.csr_array(np.eye(3)), OPTIMIZERS["adam"])
+    install = layer._install
+
+    def interrupted(*buffers):
+        os.kill(os.getpid(), signal.SIGINT)
+        install(*buffers)
+
+    monkeypatch.setattr(layer, "_install", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rewire([Rewiring(layer, np.array([0, 1, 5, 7]))], [optimizer])
+    assert layer.nnz == len(layer.values) == 4
+    assert all(t.shape in ((4,), ()) for t in optimizer.state[layer.values].values())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_forgotten_state_tensor_is_caught(monkeypatch):
+    """The law above can fail."""
+    monkeypatch.setattr(_rewire, "_following", lambda state, values, optimizer: ["exp_avg"])
+    before, after = np.eye(3, dtype=bool), np.eye(3, k=1, dtype=bool) | np.eye(3, dtype=bool)
+    with pytest.raises((AssertionError, ValueError)):
+        test_state_follows_the_connections.hypothesis.inner_test(before, after, "adam")
