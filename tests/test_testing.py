@@ -88,10 +88,10 @@ def test_specs_of_a_family_are_small_and_of_that_family(family):
 
 
 def test_specs_draws_every_family_and_combinators_hold_every_family():
-    examples = drawn(specs(), n=600)
+    examples = drawn(specs(), n=1500)
     assert {type(spec) for spec in examples} >= set(tg.ALL_SPECS)
-    held = {type(spec.spec) for family in (tg.Trim, tg.Transpose) for spec in drawn(specs(family), n=300)}
-    held |= {type(member) for spec in drawn(specs(tg.Chain), n=300) for member in spec.specs}
+    held = {type(spec.spec) for family in (tg.Trim, tg.Transpose) for spec in drawn(specs(family), n=600)}
+    held |= {type(member) for spec in drawn(specs(tg.Chain), n=600) for member in spec.specs}
     assert held >= set(tg.ALL_SPECS)
 
 

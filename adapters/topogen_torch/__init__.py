@@ -8,34 +8,120 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from topogen_torch import data, init
-    from topogen_torch._layers import SparseLinear, sparse_mlp
+    from topogen_torch import controllers, data, init
+    from topogen_torch._advice import BreakEven
+    from topogen_torch._attention import SparseMultiheadAttention
+    from topogen_torch._attention_mask import attention_mask
+    from topogen_torch._block import BlockSparseLinear
+    from topogen_torch._break_even import never_dense
+    from topogen_torch._conv import SparseConv1d, SparseConv2d
+    from topogen_torch._convert import densify, sparsify
+    from topogen_torch._layers import SparseLinear
+    from topogen_torch._low_rank import LowRankPlusSparse
+    from topogen_torch._memory import Memory
     from topogen_torch._ranks import check_ranks
-    from topogen_torch._report import LayerReport, Memory, ModelReport, report
+    from topogen_torch._recurrent import SparseGRU, SparseLSTM
+    from topogen_torch._report import LayerReport, ModelReport, report
+    from topogen_torch._stack import SparseSequential, sparse_mlp
     from topogen_torch._timing import Seconds
+    from topogen_torch._torch_sparse import from_torch_sparse, to_torch_sparse
+    from topogen_torch._whole import Whole
+    from topogen_torch.controllers import SET, GradualMagnitude, OneShot, RigL
+    from topogen_torch.controllers._at_init import grasp_scores, snip_scores, synflow_scores
+    from topogen_torch.controllers._baselines import inverted, shuffled
+    from topogen_torch.controllers._movement import Movement
+    from topogen_torch.controllers._obd import obd_diagonal
+    from topogen_torch.controllers._proximal import ProximalL1
+    from topogen_torch.controllers._saliency import fisher_diagonal, hutchinson_diagonal, saliency_scores
+    from topogen_torch.controllers._synflow import SynFlow
 
 __all__ = [
+    "SET",
+    "BlockSparseLinear",
+    "BreakEven",
+    "GradualMagnitude",
     "LayerReport",
+    "LowRankPlusSparse",
     "Memory",
     "ModelReport",
+    "Movement",
+    "OneShot",
+    "ProximalL1",
+    "RigL",
     "Seconds",
+    "SparseConv1d",
+    "SparseConv2d",
+    "SparseGRU",
+    "SparseLSTM",
     "SparseLinear",
+    "SparseMultiheadAttention",
+    "SparseSequential",
+    "SynFlow",
+    "Whole",
+    "attention_mask",
     "check_ranks",
+    "controllers",
     "data",
+    "densify",
+    "fisher_diagonal",
+    "from_torch_sparse",
+    "grasp_scores",
+    "hutchinson_diagonal",
     "init",
+    "inverted",
+    "never_dense",
+    "obd_diagonal",
     "report",
+    "saliency_scores",
+    "shuffled",
+    "snip_scores",
     "sparse_mlp",
+    "sparsify",
+    "synflow_scores",
+    "to_torch_sparse",
 ]
 
 _HOMES = {
+    "SET": "controllers",
+    "BlockSparseLinear": "_block",
+    "BreakEven": "_advice",
+    "GradualMagnitude": "controllers",
     "LayerReport": "_report",
-    "Memory": "_report",
+    "LowRankPlusSparse": "_low_rank",
+    "Memory": "_memory",
     "ModelReport": "_report",
+    "Movement": "controllers._movement",
+    "OneShot": "controllers",
+    "ProximalL1": "controllers._proximal",
+    "RigL": "controllers",
     "Seconds": "_timing",
+    "SparseConv1d": "_conv",
+    "SparseConv2d": "_conv",
+    "SparseGRU": "_recurrent",
+    "SparseLSTM": "_recurrent",
     "SparseLinear": "_layers",
+    "SparseMultiheadAttention": "_attention",
+    "SparseSequential": "_stack",
+    "SynFlow": "controllers._synflow",
+    "Whole": "_whole",
+    "attention_mask": "_attention_mask",
     "check_ranks": "_ranks",
+    "densify": "_convert",
+    "fisher_diagonal": "controllers._saliency",
+    "from_torch_sparse": "_torch_sparse",
+    "grasp_scores": "controllers._at_init",
+    "hutchinson_diagonal": "controllers._saliency",
+    "inverted": "controllers._baselines",
+    "never_dense": "_break_even",
+    "obd_diagonal": "controllers._obd",
     "report": "_report",
-    "sparse_mlp": "_layers",
+    "saliency_scores": "controllers._saliency",
+    "shuffled": "controllers._baselines",
+    "snip_scores": "controllers._at_init",
+    "sparse_mlp": "_stack",
+    "sparsify": "_convert",
+    "synflow_scores": "controllers._at_init",
+    "to_torch_sparse": "_torch_sparse",
 }
 
 

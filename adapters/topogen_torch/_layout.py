@@ -2,7 +2,8 @@
 
 Value ordering is row-major over (input, output), as csr stores it. The backward pass walks the csr index itself. The
 forward pass needs the connections of each output together: the csc index, with a permutation that says where the value
-of each of its connections stands in value ordering.
+of each of its connections stands in value ordering. Where neurons share most of their connections, plans take the place
+of an index, which know the columns of four neurons at a time.
 """
 
 from __future__ import annotations
@@ -15,10 +16,20 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from topogen import pattern_hash
+from topogen import kernels, pattern_hash
 from topogen.errors import SpecError
+from topogen_torch._break_even import may_be_dense
 
-__all__ = ["STORED", "checked_pattern", "derived_index", "is_full", "stored_index", "to_pattern"]
+__all__ = [
+    "STORED",
+    "checked_pattern",
+    "derived_index",
+    "is_full",
+    "linear_index",
+    "stored_index",
+    "to_pattern",
+    "transposed_index",
+]
 
 STORED = ("indptr", "indices", "sizes", "pattern_hash")  # in the state dict
 _TRANSPOSED = ("indptr_t", "indices_t", "permutation")  # derived
@@ -56,12 +67,35 @@ def stored_index(pattern: sp.csr_array, owner: str) -> dict[str, Tensor]:
 
 
 def derived_index(pattern: sp.csr_array) -> dict[str, Tensor]:
-    """Return the csc index of a canonical pattern, int32, and the place of each connection in value ordering.
-
-    Counting, not sorting: linear in the connections. Empty for a full pattern, whose values are a dense matrix.
-    """
+    """Return `transposed_index`, empty for a full pattern, whose values are a dense matrix."""
     if is_full(pattern):
         return {name: torch.empty(0, dtype=torch.int32, device="cpu") for name in _TRANSPOSED}
+    return transposed_index(pattern)
+
+
+def linear_index(pattern: sp.csr_array) -> dict[str, Tensor]:
+    """Return the buffers that a linear layer's kernels read beside the stored ones.
+
+    Where outputs share enough of their connections ``panels_t``, their plan (`topogen.kernels.plan_panels`), and
+    ``panels``, that of the inputs, empty where these do not; otherwise `derived_index`. The plans take 3 to 6 bytes a
+    connection, the csc index and its permutation 8.
+    """
+    if is_full(pattern) or may_be_dense(pattern.nnz, *pattern.shape):
+        return derived_index(pattern)
+    transposed = transposed_index(pattern)
+    panels_t = kernels.plan_panels(*(transposed[name].numpy() for name in _TRANSPOSED))
+    if panels_t is None:
+        return transposed
+    panels = kernels.plan_panels(pattern.indptr.astype(np.int32), pattern.indices.astype(np.int32))
+    panels = np.empty(0, np.int32) if panels is None else panels
+    return {"panels": torch.from_numpy(panels), "panels_t": torch.from_numpy(panels_t)}
+
+
+def transposed_index(pattern: sp.csr_array) -> dict[str, Tensor]:
+    """Return the csc index of a canonical pattern, int32, and the place of each connection in value ordering.
+
+    Counting, not sorting: linear in the connections.
+    """
     places = np.arange(pattern.nnz, dtype=np.int32)
     transposed = sp.csr_array((places, pattern.indices, pattern.indptr), shape=pattern.shape).tocsc()
     parts = (transposed.indptr, transposed.indices, transposed.data)

@@ -22,9 +22,9 @@ from topogen import checks
 from topogen.errors import FormatError, SpecError
 from topogen.io import replacing
 from topogen_torch._curve import draw_curves
-from topogen_torch._layers import sparse_mlp
 from topogen_torch._report import report
 from topogen_torch._show import Show
+from topogen_torch._stack import sparse_mlp
 from topogen_torch._train import Epoch, train
 from topogen_torch.data import DataSet, check_name
 
@@ -240,7 +240,8 @@ def execute(settings: Settings, folder: Path, data: DataSet, show: Show) -> dict
     tg.draw(net, folder / "topology.png")
     show.certificate(settings.spec, tg.verify(net))
     sample = torch.from_numpy(data.test_x[: settings.batch_size])
-    layers = report(model_of(settings, first), sample, optimizer="momentum" if settings.momentum else "sgd")
+    optimizer = "momentum" if settings.momentum else "sgd"
+    layers = report(model_of(settings, first), sample, optimizer=optimizer, break_even=False)
     _write(folder / "report.json", json.dumps(layers.to_dict(), indent=2) + "\n")
     _write(folder / "report.txt", f"{layers}\n")
     show.layers(layers)

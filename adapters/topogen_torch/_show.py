@@ -68,6 +68,19 @@ class Show:
         with Progress(*columns, console=self.err) as progress:
             yield _Bar(progress, epochs)
 
+    @contextmanager
+    def steps(self, description: str, total: int) -> Iterator[Callable[[str], None]]:
+        """Show one bar while the block runs; yields what advances it and says what was done."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.err, transient=True) as progress:
+            task = progress.add_task(description, total=total)
+            yield lambda done: progress.update(task, advance=1, description=f"{description}: {done}")
+
     def results(self, histories: Mapping[Member, Sequence[Epoch]], net: Topology) -> None:
         """Print test accuracy and time of every model."""
         self.heading("test accuracy after the last epoch")

@@ -1,4 +1,7 @@
-"""``topogen train``. Nothing heavy is imported before a command runs, so that ``topogen --help`` answers at once."""
+"""``topogen train`` and ``topogen bench``.
+
+Nothing heavy is imported before a command runs, so that ``topogen --help`` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import shlex
 from dataclasses import fields
 from datetime import datetime
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +24,7 @@ _OWNER = "topogen train"
 def register(app: typer.Typer) -> None:
     """Add this adapter's commands to the `topogen` command."""
     app.command()(train)
+    app.command()(bench)
 
 
 def train(
@@ -63,7 +68,7 @@ def train(
     resume: Annotated[Path | None, typer.Option(metavar="RUNDIR", help="Go on with a run that has stopped.")] = None,
 ) -> None:
     """Train a sparse network, beside a dense and a random twin, and write a run folder."""
-    _require_torch()
+    _require(_OWNER, "torch", "lightning_fabric", "sklearn")
     given = {
         "data": data, "spec": spec, "epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum,
         "weight_decay": weight_decay, "seed": seed, "repeats": repeats, "twins": twins, "threads": threads,
@@ -96,10 +101,64 @@ def train(
     show.out.print(f"\nwrote {folder}{os.sep}", soft_wrap=True, markup=False)
 
 
-def _require_torch() -> None:
-    for module in ("torch", "lightning_fabric", "sklearn"):
+def bench(
+    size: Annotated[int, typer.Option(metavar="N", help="Inputs and outputs of the layer.")] = 1024,
+    batch: Annotated[str, typer.Option(metavar="N,N,..", help="Samples a call.")] = "1,64,256",
+    density: Annotated[
+        str, typer.Option(metavar="D,D,..", help="Stored connections / possible connections, in [0, 1].")
+    ] = "0.1,0.05,0.01",
+    threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads; as many as torch takes.")] = None,
+    dtype: Annotated[str, typer.Option(metavar="float32|float64", help="Numbers to compute with.")] = "float32",
+    seed: Annotated[int, typer.Option(metavar="S", help="Of the random patterns.")] = 0,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all figures to this file too.")] = None,
+) -> None:
+    """Measure sparse layers beside dense ones on this machine, and print Markdown tables.
+
+    Ctrl-C prints what was measured until then.
+    """
+    _require("topogen bench", "torch")
+    import torch
+
+    from topogen_torch._bench import Bench, BenchSettings, facts, measure
+    from topogen_torch._show import Show
+
+    settings = BenchSettings(
+        size=size,
+        batches=_numbers("--batch", batch, int),
+        densities=_numbers("--density", density, float),
+        threads=torch.get_num_threads() if threads is None else threads,
+        dtype=dtype,
+        seed=seed,
+    )
+    result, show = Bench(settings=settings, facts=facts()), Show()
+    try:
+        with show.steps("measuring", settings.steps) as on_step:
+            measure(result, on_step)
+    finally:
+        show.out.print(result.to_markdown(), soft_wrap=True, markup=False)
+        if json is not None:
+            json.write_text(dumps(result.to_dict(), indent=2) + "\n")
+            show.out.print(f"\nwrote {json}", soft_wrap=True, markup=False)
+
+
+def _numbers(option: str, text: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
+    """Read numbers that commas or spaces separate."""
+    from topogen import checks
+
+    try:
+        found = tuple(kind(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        found = ()
+    if not found:
+        name = "ints" if kind is int else "numbers"
+        checks.refuse(option, "topogen bench", f"{name} with commas between them", text)
+    return found
+
+
+def _require(owner: str, *modules: str) -> None:
+    for module in modules:
         if importlib.util.find_spec(module) is None:
-            typer.echo(f"topogen: {_OWNER} needs {module}: pip install 'topogen-nn[torch]'.", err=True)
+            typer.echo(f"topogen: {owner} needs {module}: pip install 'topogen-nn[torch]'.", err=True)
             raise typer.Exit(2)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from topogen_torch._block import BlockSparseLinear
     from topogen_torch._layers import SparseLinear
 
 __all__ = ["kaiming_normal_", "kaiming_uniform_", "xavier_normal_", "xavier_uniform_"]
@@ -26,36 +27,56 @@ RELU_GAIN = math.sqrt(2)
 
 
 def kaiming_uniform_(
-    layer: SparseLinear, *, gain: float = RELU_GAIN, generator: torch.Generator | None = None
+    layer: SparseLinear | BlockSparseLinear, *, gain: float = RELU_GAIN, generator: torch.Generator | None = None
 ) -> Tensor:
     """Draw w_ij uniformly from [-a, a], a = gain * sqrt(3 / fan_in_j) (He et al. 2015, equation 10)."""
-    return _fill(layer, gain * layer.fan_in().rsqrt()[layer.indices], uniform=True, generator=generator)
+    return _fill(layer, gain * _fan_in(layer).rsqrt(), uniform=True, generator=generator)
 
 
 def kaiming_normal_(
-    layer: SparseLinear, *, gain: float = RELU_GAIN, generator: torch.Generator | None = None
+    layer: SparseLinear | BlockSparseLinear, *, gain: float = RELU_GAIN, generator: torch.Generator | None = None
 ) -> Tensor:
     """Draw w_ij from a normal distribution of deviation gain / sqrt(fan_in_j) (He et al. 2015, equation 10)."""
-    return _fill(layer, gain * layer.fan_in().rsqrt()[layer.indices], uniform=False, generator=generator)
+    return _fill(layer, gain * _fan_in(layer).rsqrt(), uniform=False, generator=generator)
 
 
-def xavier_uniform_(layer: SparseLinear, *, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+def xavier_uniform_(
+    layer: SparseLinear | BlockSparseLinear, *, gain: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
     """Draw w_ij uniformly from [-a, a], a = gain * sqrt(6 / (fan_in_j + fan_out_i)) (Glorot 2010, equation 16)."""
     return _fill(layer, gain * _xavier_deviation(layer), uniform=True, generator=generator)
 
 
-def xavier_normal_(layer: SparseLinear, *, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+def xavier_normal_(
+    layer: SparseLinear | BlockSparseLinear, *, gain: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
     """Draw w_ij from a normal distribution of deviation gain * sqrt(2 / (fan_in_j + fan_out_i)) (Glorot 2010)."""
     return _fill(layer, gain * _xavier_deviation(layer), uniform=False, generator=generator)
 
 
-def _xavier_deviation(layer: SparseLinear) -> Tensor:
-    fan_out = layer.indptr.diff()
-    return (2 / (layer.fan_in()[layer.indices] + torch.repeat_interleave(fan_out, fan_out))).sqrt()
+def _xavier_deviation(layer: SparseLinear | BlockSparseLinear) -> Tensor:
+    return (2 / (_fan_in(layer) + _fan_out(layer))).sqrt()
+
+
+def _fan_in(layer: SparseLinear | BlockSparseLinear) -> Tensor:
+    """Return the fan-in of each value's output, in a shape that multiplies `values`."""
+    fan_in = layer.fan_in()
+    if layer.values.ndim == 1:
+        return fan_in[layer.indices]
+    return fan_in.view(-1, layer.values.shape[-1])[layer.indices, None]  # blocks: (blocks, 1, b)
+
+
+def _fan_out(layer: SparseLinear | BlockSparseLinear) -> Tensor:
+    """Return the fan-out of each value's input, in a shape that multiplies `values`."""
+    units = layer.indptr.diff()
+    fan_out = torch.repeat_interleave(units, units)
+    return fan_out if layer.values.ndim == 1 else (fan_out * layer.values.shape[-1])[:, None, None]
 
 
 @torch.no_grad()
-def _fill(layer: SparseLinear, deviation: Tensor, *, uniform: bool, generator: torch.Generator | None) -> Tensor:
+def _fill(
+    layer: SparseLinear | BlockSparseLinear, deviation: Tensor, *, uniform: bool, generator: torch.Generator | None
+) -> Tensor:
     values = layer.values
     if uniform:
         values.uniform_(-math.sqrt(3), math.sqrt(3), generator=generator)

@@ -18,10 +18,17 @@ from hypothesis import strategies as st
 
 from topogen import kernels
 from topogen.errors import SpecError
-from topogen.kernels import _products, _team, _tiled
+from topogen.kernels import _passes, _plan, _single, _team, launch
 from topogen.kernels._compile import kernel
 
 DTYPES = (np.float32, np.float64)
+KERNELS = (
+    _passes.product_kernel,
+    _passes.gradients_kernel,
+    _passes.move_kernel,
+    _single.single_product_kernel,
+    _single.single_gradients_kernel,
+)
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-13}
 
 
@@ -101,9 +108,21 @@ def test_without_permutation_and_bias_the_values_are_taken_in_order():
     problem.agree(found, gradients["dx"])
 
 
+@given(problems(), st.integers(1, 3))
+def test_a_single_sample_equals_dense_float64(problem, threads):
+    pattern, _, dtype, seed = problem
+    problem = Problem(pattern, 1, dtype, seed)
+    found = kernels.multiply_vector(
+        problem.x[0], problem.values, problem.indptr, problem.indices, pattern.shape[1], problem.bias, threads=threads
+    )
+    problem.agree(found, problem.truth()[0][0])
+    with pytest.raises(SpecError, match=r"^The 'bias' parameter of multiply_vector must have 99 elements\. Got \d+\.$"):
+        kernels.multiply_vector(problem.x[0], problem.values, problem.indptr, problem.indices, 99, problem.bias)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_results_are_bit_identical_for_any_number_of_threads(dtype, monkeypatch):
-    monkeypatch.setattr(_products, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(_team, "_WORTH_A_THREAD", 1)
     problem = Problem(np.random.default_rng(2).random((301, 203)) < 0.2, 333, dtype)
     reference = problem.forward(), problem.backward()
     for threads in (2, 3, 8):
@@ -123,8 +142,8 @@ RACES = {
 @pytest.mark.parametrize("race", RACES)
 def test_no_thread_runs_ahead_of_what_it_needs(race, monkeypatch):
     """Scratch and results start as NaN, so that whatever is read too early or left out shows."""
-    monkeypatch.setattr(_products, "_WORTH_A_THREAD", 1)
-    monkeypatch.setattr(_products, "borrowed", lambda count, dtype: nullcontext(np.full(count, np.nan, dtype)))
+    monkeypatch.setattr(_team, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(launch, "borrowed", lambda count, dtype: nullcontext(np.full(count, np.nan, dtype)))
     n_in, n_out, batch = RACES[race]
     problem = Problem(np.random.default_rng(2).random((n_in, n_out)) < 0.1, batch, np.float32)
     reference = problem.forward(), problem.backward()
@@ -156,15 +175,15 @@ def test_infinities_and_nans_stay_where_they_belong():
 def test_read_only_arrays_are_accepted():
     problem = Problem(np.random.default_rng(1).random((20, 20)) < 0.4, 20, np.float32)
     reference = problem.forward()
-    compiled = len(_tiled.product_kernel.signatures)
+    compiled = len(_passes.product_kernel.signatures)
     for array in (problem.x, problem.values, problem.bias, *problem.transposed):
         array.flags.writeable = False
     assert np.array_equal(problem.forward(), reference)
-    assert len(_tiled.product_kernel.signatures) == compiled  # no further variant was compiled
+    assert len(_passes.product_kernel.signatures) == compiled  # no further variant was compiled
 
 
 def test_many_python_threads_may_call_at_once(monkeypatch):
-    monkeypatch.setattr(_products, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(_team, "_WORTH_A_THREAD", 1)
     problems = [Problem(np.random.default_rng(k).random((120 + k, 90)) < 0.3, 64 + k, np.float32, k) for k in range(6)]
     expected = [(problem.forward(), problem.backward()["dvalues"]) for problem in problems]
     wrong = []
@@ -187,7 +206,7 @@ def test_many_python_threads_may_call_at_once(monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 def test_a_forked_child_can_use_several_threads(monkeypatch):
-    monkeypatch.setattr(_products, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(_team, "_WORTH_A_THREAD", 1)
     problem = Problem(np.random.default_rng(0).random((200, 200)) < 0.3, 100, np.float32)
     expected = problem.forward(threads=3)
     context = multiprocessing.get_context("fork")
@@ -206,8 +225,8 @@ def test_a_forked_child_can_use_several_threads(monkeypatch):
 def test_a_call_needs_no_helper_to_finish(monkeypatch):
     """Helpers that never come leave all the work to the caller."""
     team = _team._Team()
-    monkeypatch.setattr(_products, "run", team.run)
-    monkeypatch.setattr(_products, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(launch, "run", team.run)
+    monkeypatch.setattr(_team, "_WORTH_A_THREAD", 1)
     monkeypatch.setattr(_team.threading.Thread, "start", lambda self: None)
     problem = Problem(np.random.default_rng(0).random((100, 100)) < 0.3, 100, np.float32)
     problem.agree(problem.forward(threads=4), problem.truth()[0])
@@ -244,8 +263,8 @@ def test_a_helper_without_memory_leaves_its_part_to_the_others():
 AT_EXIT = """
 import numpy as np
 from topogen import kernels
-from topogen.kernels import _products
-_products._WORTH_A_THREAD = 1
+from topogen.kernels import _team
+_team._WORTH_A_THREAD = 1
 x, index = np.ones((64, 1), np.float32), np.array([0, 1], np.int32)
 for _ in range(int(__import__("sys").argv[1])):
     kernels.multiply(x, x[0], index, index[:1], threads=4)
@@ -267,22 +286,33 @@ def test_a_kernel_from_no_file_is_compiled_without_a_cache():
 
 
 def test_small_work_stays_on_the_calling_thread():
-    assert _products._useful_threads(8, 1000) == 1
-    assert _products._useful_threads(8, 10**9) == 8
+    assert _team.useful_threads(8, 1000) == 1
+    assert _team.useful_threads(8, 10**9) == 8
 
 
-def test_tiles_cover_the_batch_and_stay_within_the_cache():
+def test_groups_cover_the_batch_and_stay_within_the_cache():
     for itemsize in (4, 8):
+        lanes = 64 // itemsize
         for batch in (1, 15, 16, 17, 64, 255, 256, 1000):
             for neurons in (1, 300, 4096, 10**6):
-                tile, padded = _products._tiling(batch, neurons, itemsize)
-                lanes = 64 // itemsize
-                assert tile % lanes == 0
-                assert padded % lanes == 0
-                assert batch <= padded < batch + lanes
-                assert lanes <= tile <= 6 * lanes
-                if tile > 2 * lanes:
-                    assert tile * neurons * itemsize <= _products._CACHE_BYTES
+                samples = _plan.samples_per_group(batch, neurons, itemsize)
+                assert samples % lanes == 0
+                assert lanes <= samples <= 6 * lanes
+                assert -batch % samples <= batch // 2 + lanes
+                if samples > 2 * lanes:
+                    assert samples * neurons * itemsize <= _plan.CACHE_BYTES
+    assert _plan.samples_per_group(256, 1024, 4) == 64  # 4 groups without padding, not 3 of 96 with
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_batch_of_many_panels_gives_the_same(dtype, monkeypatch):
+    problem = Problem(np.random.default_rng(3).random((40, 30)) < 0.3, 700, dtype)
+    y, gradients = problem.truth()
+    monkeypatch.setattr(launch, "_PANEL_BYTES", 1)
+    problem.agree(problem.forward(threads=2), y)
+    for name, found in problem.backward(threads=2).items():
+        problem.agree(found, gradients[name])
+    problem.agree(problem.backward(wanted=("dx", "dbias"))["dbias"], gradients["dbias"])
 
 
 def test_bad_arguments_are_named():
@@ -357,7 +387,8 @@ def test_importing_topogen_does_not_import_numba():
 
 def test_warm_up_leaves_nothing_to_compile(caplog):
     kernels.warm_up()
-    compiled = {function: len(function.signatures) for function in (_tiled.product_kernel, _tiled.gradients_kernel)}
+    caplog.clear()
+    compiled = {function: len(function.signatures) for function in KERNELS}
     with caplog.at_level(logging.WARNING, "topogen"):
         for dtype in DTYPES:
             problem = Problem(np.eye(9, dtype=bool), 4, dtype)

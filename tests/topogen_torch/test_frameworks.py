@@ -14,7 +14,7 @@ from torch import nn
 
 import topogen as tg
 import topogen_torch as tt
-from topogen import kernels
+from topogen_torch._ops import _cpu
 
 NET = tg.generate(tg.RadixNet(systems=[[4, 4]], widths=[3, 2, 1]))
 compiler = pytest.mark.skipif(
@@ -144,13 +144,13 @@ def test_a_forked_child_computes_the_same():
 
 
 def test_the_number_of_threads_is_torchs(monkeypatch):
-    asked, multiply = [], kernels.multiply
+    asked, product = [], _cpu.launch.product
 
-    def noted(*args, threads, **kwargs):
-        asked.append(threads)
-        return multiply(*args, threads=threads, **kwargs)
+    def noted(*args):
+        asked.append(args[-1])
+        return product(*args)
 
-    monkeypatch.setattr(kernels, "multiply", noted)
+    monkeypatch.setattr(_cpu.launch, "product", noted)
     layer, before = tt.SparseLinear(sp.eye_array(4)), torch.get_num_threads()
     try:
         for threads in (1, 3):

@@ -10,16 +10,34 @@ import torch
 from torch import nn
 
 import topogen as tg
-from topogen_torch import _report, _timing
-from topogen_torch._layers import SparseLinear, sparse_mlp
-from topogen_torch._report import Memory, report
+from topogen import kernels
+from topogen_torch import (
+    BlockSparseLinear,
+    Memory,
+    SparseLinear,
+    _advice,
+    _memory,
+    _report_table,
+    _timing,
+    report,
+    sparse_mlp,
+)
+from topogen_torch._advice import Blocks, BreakEven, best_block, break_even_of, density_text, kernel_of, recommendation
+from topogen_torch._timing import Inputs, Seconds, densified
+from topogen_torch._whole import measure_whole
 
 
 @pytest.fixture(autouse=True)
 def short_laps(monkeypatch):
-    """One call a lap and the fewest rounds: the tests look at what is timed, never at how long it took."""
+    """One call a lap, the fewest rounds, one thread: the tests look at what is timed, never at how long it took."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     monkeypatch.setattr(_timing, "_LAP", 0.0)
     monkeypatch.setattr(_timing, "_ROUNDS", (1, 1))
+    monkeypatch.setattr(_advice, "DENSITIES", (0.1, 0.5))
+    monkeypatch.setattr(_advice, "_known", {})
+    yield
+    torch.set_num_threads(threads)
 
 
 def lenet():
@@ -164,7 +182,7 @@ def test_a_model_that_draws_does_not_move_the_random_state():
 
     model = Noisy(3, 2)
     drawn = torch.get_rng_state()
-    assert report(model, torch.zeros(4, 3)).rows[0].kind == "dense nn.Linear"
+    assert report(model, torch.zeros(4, 3)).rows[0].kind == "dense Noisy"
     assert torch.equal(drawn, torch.get_rng_state())
 
 
@@ -183,7 +201,8 @@ def test_a_dense_twin_that_does_not_fit_is_left_out():
     assert result.rows[0].dense_seconds is None
     assert result.rows[0].dense_memory.values == 16 * 10**12
     assert result.total.seconds is None
-    assert "/ too large" in str(result)
+    assert result.rows[0].break_even is None
+    assert " / - " in str(result)
     assert "64,000,000,000" in str(result)  # kB
 
 
@@ -214,10 +233,11 @@ def test_a_model_without_parameters_has_an_empty_table():
 
 
 def test_the_table_says_everything_once():
-    text = str(report(lenet(), torch.zeros(32, 784)))
+    result = report(lenet(), torch.zeros(32, 784))
+    text = str(result)
     lines = text.splitlines()
     assert lines[0].split()[:2] == ["layer", "kind"]
-    assert max(len(line) for line in lines) <= 160  # about 120, and more where a busy machine makes times long
+    assert max(len(line) for line in lines) <= 200
     for expected in (
         "784 x 300",
         "23,520",
@@ -228,7 +248,9 @@ def test_the_table_says_everything_once():
         "batch 32,",
     ):
         assert text.count(expected) == 1, expected
-    assert len(lines) == 1 + 1 + 4 + 1 + 1 + 1 + 4  # header, rule, rows, rule, total, blank, notes
+    stored, measured = 1 + 1 + 4 + 1 + 1, 1 + 1 + 3 + 1 + 1  # header, rule, rows, rule, total
+    notes = 8 - (result.rows[0].peak is None)
+    assert len(lines) == stored + 1 + measured + 1 + notes
 
 
 def test_to_dict_is_json_and_complete():
@@ -256,7 +278,7 @@ def test_the_result_is_frozen():
     [(0, "0"), (0.0014, "0.0014"), (78.44, "78.4"), (999.4, "999"), (999.6, "1,000"), (64e9, "64,000,000,000")],
 )
 def test_figures_are_three_or_all_before_the_point(value, shown):
-    assert _report._figures(value) == shown
+    assert _report_table.figures(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -284,3 +306,283 @@ def test_an_unknown_optimizer_is_refused():
         match=r"'optimizer' parameter of report must be 'sgd' or 'momentum' or 'adam'. Got 'lion'\.",
     ):
         report(nn.Linear(2, 1), optimizer="lion")
+
+
+# ---- step times, states, peaks
+
+
+def test_a_step_is_timed_with_the_optimizer_that_is_named(monkeypatch):
+    taken = []
+    for name, kind in (("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)):
+        step = kind.step
+        monkeypatch.setattr(kind, "step", lambda self, *rest, step=step, name=name: taken.append(name) or step(self))
+    (row,) = report(SparseLinear(np.eye(5)), optimizer="adam", break_even=False).rows
+    assert set(taken) == {"adam"}
+    assert row.seconds.step > 0
+    taken.clear()
+    report(SparseLinear(np.eye(5)), optimizer="momentum", break_even=False)
+    assert set(taken) == {"sgd"}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_state_bytes_are_those_of_the_state_dict(bias):
+    layer = SparseLinear(sp.random_array((40, 30), density=0.2, rng=np.random.default_rng(0)), bias=bias)
+    (row,) = report(layer, break_even=False).rows
+    assert row.state == sum(tensor.nbytes for tensor in layer.state_dict().values())
+    assert row.dense_state == sum(tensor.nbytes for tensor in layer.to_linear().state_dict().values())
+
+
+@pytest.mark.skipif(not _memory._CLEAR.exists(), reason="the system keeps no account of peak memory")
+def test_the_peak_is_what_a_step_really_takes():
+    kernels.warm_up()  # a compiler's memory is not a step's
+    n = 2000
+    layer = SparseLinear(sp.random_array((n, n), density=0.1, rng=np.random.default_rng(0)), bias=False)
+    (row,) = report(layer, torch.zeros(8, n), break_even=False).rows
+    assert 4 * 4 * layer.nnz < row.peak < 2 * row.memory.total
+    assert 0.9 * 4 * 4 * n * n < row.dense_peak < 2 * row.dense_memory.total
+
+
+def test_without_the_systems_account_there_is_no_peak(monkeypatch, tmp_path):
+    monkeypatch.setattr(_memory, "_CLEAR", tmp_path / "no" / "such" / "file")
+    result = report(lenet(), torch.zeros(4, 784), break_even=False)
+    assert {row.peak for row in result.rows} == {None}
+    assert result.whole.seconds is not None
+    assert result.whole.peak is None
+    assert "peak:" not in str(result)
+    assert "peak of two training steps [MB]: -." in str(result)
+
+
+# ---- the whole model
+
+
+def test_the_whole_model_is_timed_beside_a_densified_copy():
+    model = lenet()
+    result = report(model, torch.randn(16, 784), break_even=False)
+    assert min(*result.whole.seconds, *result.whole.dense_seconds) > 0
+    assert "whole model beside its densified copy, in turns [ms]: forward " in str(result)
+    dense = densified(model)
+    assert [type(module) for module in dense.modules() if isinstance(module, SparseLinear)] == []
+    assert isinstance(model[0][0], SparseLinear)
+    x = torch.randn(8, 784)
+    torch.testing.assert_close(dense.eval()(x), model.eval()(x))
+
+
+def test_a_layer_that_is_used_twice_stays_one_layer_when_densified():
+    layer = SparseLinear(np.eye(4))
+    dense = densified(nn.ModuleDict({"a": layer, "b": nn.Sequential(layer)}))
+    assert dense["a"] is dense["b"][0]
+
+
+class Fails(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = SparseLinear(np.eye(3))
+
+    def forward(self, x):
+        if self.training:
+            raise ValueError("two of a kind\nare needed.")
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "sample", "reason"),
+    [
+        (nn.Linear(3, 2), torch.zeros(2, 3), "it has no sparse layer"),
+        (SparseLinear(np.eye(3)), None, "it needs a sample"),
+        (SparseLinear(np.eye(3), device="meta"), torch.zeros(2, 3, device="meta"), "it holds no data"),
+        (Fails(), torch.zeros(2, 3), "two of a kind are needed"),
+    ],
+)
+def test_why_the_whole_model_was_not_measured_is_said(model, sample, reason):
+    result = report(model, sample, break_even=False)
+    assert (result.whole.seconds, result.whole.not_measured) == (None, reason)
+    assert f"whole model: not measured, {reason}." in str(result)
+
+
+# ---- other layers
+
+
+def test_a_convolution_is_timed_on_the_sample_and_said_to_be_unmeasured_without():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, groups=1), nn.ReLU(), nn.Conv1d(4, 4, 1, groups=2, bias=False))
+    rows = report(model[:2], torch.zeros(2, 3, 8, 8)).rows
+    assert (rows[0].kind, rows[0].shape, rows[0].connections) == ("dense nn.Conv2d", (3, 4, 3, 3), 108)
+    assert rows[0].inputs == (2, 3, 8, 8)
+    assert rows[0].seconds.step > 0
+    result = report(model)
+    assert [row.seconds for row in result.rows] == [None, None]
+    assert result.rows[1].shape == (2, 4, 1)
+    assert "not measured: 0, 2." in str(result)
+
+
+class Pair(nn.Module):
+    """Stands for a composed sparse layer: two sparse layers, and a dense namesake."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = SparseLinear(np.eye(4)), SparseLinear(np.eye(4))
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x, *, twice=False):
+        return self.b(self.a(x)) * self.scale * (1 + twice)
+
+
+@pytest.fixture
+def composed(monkeypatch):
+    def to_dense(pair):
+        return nn.Sequential(pair.a.to_linear(), pair.b.to_linear())
+
+    is_sparse = _timing.is_sparse
+    from topogen_torch import _report, _whole
+
+    for module in (_timing, _report, _whole, _advice):
+        monkeypatch.setattr(module, "is_sparse", lambda part: isinstance(part, Pair) or is_sparse(part))
+    true = _timing.to_dense
+    monkeypatch.setattr(_timing, "to_dense", lambda part: to_dense(part) if isinstance(part, Pair) else true(part))
+
+
+def test_a_composed_layer_reports_in_total_and_through_its_parts(composed):
+    model = nn.Sequential(Pair(), nn.Linear(4, 2))
+    result = report(model, torch.zeros(3, 4), break_even=False)
+    rows = {row.name: row for row in result.rows}
+    assert list(rows) == ["0", "0.a", "0.b", "1"]
+    assert [row.part_of for row in result.rows] == [None, "0", "0", None]
+    assert rows["0"].kind == "Pair"
+    assert rows["0"].memory.values == 16  # its own parameter; the parts have theirs
+    assert rows["0"].seconds.forward > 0
+    assert result.total.seconds.forward == pytest.approx(rows["0"].seconds.forward + rows["1"].seconds.forward)
+    assert result.total.memory.total == sum(row.memory.total for row in result.rows)
+    without = report(model, break_even=False)
+    assert without.rows[0].seconds is None
+    parts = [row.seconds.forward for row in without.rows[1:]]
+    assert without.total.seconds.forward == pytest.approx(sum(parts))
+
+
+def test_what_sparsify_left_dense_is_said_with_its_reason():
+    model = nn.Sequential(SparseLinear(np.eye(3)), nn.Linear(3, 2))
+    model._topogen_left_dense = {"1": "excluded by 'exclude'"}
+    result = report(model, break_even=False)
+    assert result.left_dense == {"1": "excluded by 'exclude'"}
+    assert "left dense: 1: excluded by 'exclude'" in str(result)
+    assert result.to_dict()["left_dense"] == {"1": "excluded by 'exclude'"}
+
+
+# ---- break-even and advice
+
+
+def planted(monkeypatch, seconds_of):
+    """Let times be a function of density: of a dense layer None."""
+    seen = []
+
+    def medians(calls, device, budget=None):
+        density = seen.pop()
+        return [*seconds_of(None), *seconds_of(density)]
+
+    at_density = _advice._at_density
+
+    def spy(base, density):
+        seen.append(density)
+        return at_density(base, density)
+
+    monkeypatch.setattr(_advice, "medians", medians)
+    monkeypatch.setattr(_advice, "_at_density", spy)
+    monkeypatch.setattr(_advice, "DENSITIES", (0.1, 0.2, 0.4, 0.8))
+
+
+@pytest.mark.parametrize("layer", [SparseLinear(np.eye(20)), nn.Linear(20, 20)], ids=["sparse", "dense"])
+def test_break_even_is_found_between_the_densities_that_were_measured(monkeypatch, layer):
+    planted(monkeypatch, lambda d: (1.0, 3.0) if d is None else (2 * d, 10 * d))
+    found = break_even_of(layer, Inputs((torch.zeros(2, 20),)))
+    assert found == pytest.approx((0.5, 0.3))
+    monkeypatch.setattr(_advice, "_bisect", None)  # what is known is not measured again
+    assert break_even_of(layer, Inputs((torch.ones(2, 20),))) is found
+    with pytest.raises(TypeError):
+        break_even_of(layer, Inputs((torch.ones(3, 20),)))
+
+
+def test_break_even_claims_no_more_than_was_measured(monkeypatch):
+    planted(monkeypatch, lambda d: (1.0, 3.0) if d is None else (2.0, 2.9))
+    found = break_even_of(SparseLinear(np.eye(6)), Inputs((torch.zeros(2, 6),)))
+    assert found == (0.0, 1.0)
+    assert [density_text(density) for density in found] == ["< 10 %", "> 80 %"]
+    assert density_text(0.123) == "12 %"
+
+
+def test_break_even_is_only_looked_for_where_it_has_a_meaning():
+    assert break_even_of(nn.Conv2d(1, 1, 1), Inputs((torch.zeros(1, 1, 2, 2),))) is None
+    assert break_even_of(SparseLinear(np.eye(3), device="meta"), Inputs((torch.zeros(1, 3),))) is None
+
+
+def test_kernels_are_named():
+    crowded = SparseLinear(np.random.default_rng(0).random((600, 600)) < 0.95)
+    assert kernel_of(crowded, 64) == "dense forward, rows"
+    assert kernel_of(crowded, 1) == kernel_of(SparseLinear(np.eye(3)), 64) == "rows"
+    assert kernel_of(SparseLinear(np.kron(np.eye(8), np.ones((64, 64)))), 64) == "panels"
+    assert kernel_of(BlockSparseLinear(np.eye(3), 4), 64) == "blocks of 4"
+    assert kernel_of(SparseLinear(np.ones((3, 2))), 64) == kernel_of(nn.Linear(2, 2), 64) == "dense"
+
+
+@pytest.mark.parametrize(
+    ("sparse", "step", "saved", "found", "sentence"),
+    [
+        (True, 0.5, 5.0, None, "sparse as it is: steps 2x as fast"),
+        (True, 1.05, 5.0, None, "sparse: steps as fast as dense"),
+        (True, 4.0, 5.0, None, "keep dense: sparse steps take 4x as long; sparse takes 5x less memory"),
+        (True, 4.0, 0.5, None, "keep dense: sparse steps take 4x as long"),
+        (False, 1.0, 1.0, BreakEven(0.5, 0.25), "dense; sparse pays below 25 %"),
+        (False, 1.0, 1.0, BreakEven(0.0, 0.0), "keep dense"),
+        (False, 1.0, 1.0, BreakEven(1.0, 1.0), "dense; sparse pays at any density that was tried"),
+        (False, 1.0, 1.0, None, "dense"),
+    ],
+)
+def test_recommendations_follow_from_what_was_measured(sparse, step, saved, found, sentence):
+    layer = SparseLinear(np.eye(3)) if sparse else nn.Linear(3, 3)
+    assert recommendation(layer, Seconds(0, 0, step), Seconds(0, 0, 1.0), saved, found) == sentence
+    assert recommendation(layer, None, None, saved, found) == ""
+
+
+def test_blocks_are_recommended_where_they_are_measured_faster(monkeypatch):
+    layer = SparseLinear(sp.random_array((64, 96), density=0.3, rng=np.random.default_rng(0)))
+    tried = []
+    in_blocks = _advice._in_blocks
+
+    def spy(layer, block):
+        tried.append(in_blocks(layer, block))
+        return tried[-1]
+
+    monkeypatch.setattr(_advice, "_in_blocks", spy)
+    monkeypatch.setattr(_advice, "medians", lambda calls, device, budget: [6.0, 5.0, 2.0])
+    assert best_block(layer, Inputs((torch.zeros(2, 64),)), "sgd") == (32, 3.0)  # 64 does not divide 96
+    assert [(each.block, each.pattern.shape) for each in tried] == [(16, (64, 96)), (32, (64, 96))]
+    assert all(abs(each.density - 0.3) < 0.1 for each in tried)
+    monkeypatch.setattr(_advice, "medians", lambda calls, device, budget: [6.0, 5.0, 5.0])
+    assert best_block(layer, Inputs((torch.zeros(2, 64),)), "sgd") is None
+    assert best_block(nn.Linear(64, 64), Inputs((torch.zeros(2, 64),)), "sgd") is None
+    blocks, dense = Blocks(32, 3.0), Seconds(0, 0, 1.0)
+    assert [recommendation(layer, Seconds(0, 0, step), dense, 5.0, None, blocks) for step in (0.5, 2.0, 4.0)] == [
+        "sparse as it is: steps 2x as fast; blocks of 32 3x as fast again",
+        "blocks of 32: steps 1.5x as fast as dense, single connections 0.5x",
+        "keep dense: sparse steps take 4x as long; sparse takes 5x less memory",
+    ]
+
+
+def test_break_even_must_be_a_bool():
+    with pytest.raises(tg.errors.SpecError, match=r"'break_even' parameter of report must be a bool. Got 1\."):
+        report(nn.Linear(2, 1), break_even=1)
+
+
+def test_whole_models_are_measured_in_their_own_mode():
+    class Seen(Fails):
+        def forward(self, x):
+            modes.add(self.training)
+            return self.layer(x)
+
+    modes = set()
+    measure_whole(Seen().eval(), Inputs((torch.zeros(2, 3),)), "sgd")
+    assert modes == {False}
+
+
+def test_the_peak_counts_what_is_stored_once(monkeypatch):
+    monkeypatch.setattr(_memory, "_resident_rise", lambda work: 1000)
+    layer = SparseLinear(np.eye(30), bias=False)
+    stored = sum(tensor.nbytes for tensor in (*layer.parameters(), *layer.buffers()))
+    assert _memory.peak_of_a_step(layer, Inputs((torch.zeros(2, 30),)), "sgd") == (stored + 1000, 4 * 30 * 30 + 1000)

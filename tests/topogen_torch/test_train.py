@@ -24,7 +24,8 @@ from torch import nn
 import topogen as tg
 from topogen.errors import FormatError, SpecError, TopogenError
 from topogen_torch import _checkpoint
-from topogen_torch._layers import SparseLinear, sparse_mlp
+from topogen_torch._layers import SparseLinear
+from topogen_torch._stack import sparse_mlp
 from topogen_torch._train import Epoch, evaluate, train
 from topogen_torch.data import DataSet
 

@@ -7,8 +7,9 @@ for a whole row of connections, and LLVM maps the 64-byte vectors onto whatever 
 register, two of AVX2, four of NEON).
 
 Legend. A *vector* holds `lanes` samples of one neuron, 64 bytes: 16 of float32 or 8 of float64. A *tile* is 1 to
-`MAX_VECTORS` vectors. A *packed* array holds tiles one after the other, and a tile holds ``width = vectors * lanes``
-consecutive samples for each neuron, so that sample b of neuron j lies at ``base + j * width + b``. All arrays are flat.
+`MAX_VECTORS` vectors. Sample b of neuron j of a tile lies at ``base + j * stride + b``; the last vector of a tile has
+`tail` samples, 1 to `lanes`, and nothing beyond them is read or written. A *packed* array holds tiles one after the
+other, each as wide as its stride, without tails. All arrays are flat.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["MAX_VECTORS", "VECTOR_BYTES", "emitted", "row_gradients", "row_product", "transpose"]
+__all__ = ["MAX_VECTORS", "VECTOR_BYTES", "emitted", "row_gradients", "row_product", "row_sum", "transpose"]
 
 VECTOR_BYTES = 64
 MAX_VECTORS = 6
@@ -75,12 +76,44 @@ class _Emitter:
         address = self.builder.bitcast(self.builder.gep(pointer, [offset]), value.type.as_pointer())
         self.builder.store(value, address).align = self.bits // 8
 
+    def mask(self, count: Any) -> Any:
+        """Return the mask of the first `count` lanes."""
+        numbers = ir.Constant(ir.VectorType(_I32, self.lanes), list(range(self.lanes)))
+        limit = self.splat(self.builder.trunc(count, _I32), ir.VectorType(_I32, self.lanes))
+        return self.builder.icmp_signed("<", numbers, limit)
+
+    def load_masked(self, pointer: Any, offset: Any, mask: Any) -> Any:
+        """Load a vector, 0 wherever the mask is not set; memory there is not touched."""
+        address = self.builder.bitcast(self.builder.gep(pointer, [offset]), self.vector.as_pointer())
+        arguments = [address, ir.Constant(_I32, self.bits // 8), mask, self.zero()]
+        return self._call(f"llvm.masked.load.v{self.lanes}f{self.bits}.p0", self.vector, arguments)
+
+    def store_masked(self, value: Any, pointer: Any, offset: Any, mask: Any) -> None:
+        address = self.builder.bitcast(self.builder.gep(pointer, [offset]), self.vector.as_pointer())
+        arguments = [value, address, ir.Constant(_I32, self.bits // 8), mask]
+        self._call(f"llvm.masked.store.v{self.lanes}f{self.bits}.p0", ir.VoidType(), arguments)
+
+    def load_tile(self, pointer: Any, offset: Any, count: int, mask: Any) -> list[Any]:
+        """Load the vectors of one neuron; `mask` is for the last of them, None if it is full."""
+        places = [self.builder.add(offset, _i64(j * self.lanes)) for j in range(count)]
+        vectors = [self.load(pointer, place) for place in places[:-1]]
+        last = self.load(pointer, places[-1]) if mask is None else self.load_masked(pointer, places[-1], mask)
+        return [*vectors, last]
+
+    def store_tile(self, vectors: Sequence[Any], pointer: Any, mask: Any) -> None:
+        for j, vector in enumerate(vectors):
+            place = _i64(j * self.lanes)
+            if mask is None or j < len(vectors) - 1:
+                self.store(vector, pointer, place)
+            else:
+                self.store_masked(vector, pointer, place, mask)
+
     def zero(self, count: int | None = None) -> ir.Constant:
         count = self.lanes if count is None else count
         return ir.Constant(ir.VectorType(self.element, count), [0.0] * count)
 
-    def splat(self, scalar: Any) -> Any:
-        undefined = ir.Constant(self.vector, ir.Undefined)
+    def splat(self, scalar: Any, kind: ir.VectorType | None = None) -> Any:
+        undefined = ir.Constant(self.vector if kind is None else kind, ir.Undefined)
         return self.shuffle(
             self.builder.insert_element(undefined, scalar, ir.Constant(_I32, 0)), undefined, [0] * self.lanes
         )
@@ -90,9 +123,11 @@ class _Emitter:
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         """Return ``a * b + c``, fused if the processor can. llvmlite cannot spell the vector name itself."""
-        signature = ir.FunctionType(self.vector, [self.vector] * 3)
-        name = f"llvm.fmuladd.v{self.lanes}f{self.bits}"
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, signature, name), [a, b, c])
+        return self._call(f"llvm.fmuladd.v{self.lanes}f{self.bits}", self.vector, [a, b, c])
+
+    def _call(self, name: str, result: ir.Type, arguments: Sequence[Any]) -> Any:
+        signature = ir.FunctionType(result, [argument.type for argument in arguments])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, signature, name), arguments)
 
     def add_all(self, chains: Sequence[Sequence[Any]]) -> list[Any]:
         total = list(chains[0])
@@ -143,20 +178,29 @@ class _Emitter:
         builder.position_at_end(after)
         return k, carried
 
-    def each_width(self, vectors: Any) -> Iterator[int]:
-        """Yield 1 to `MAX_VECTORS`; what is emitted meanwhile runs if that is the number of vectors."""
+    def each_width(self, vectors: Any, tail: Any) -> Iterator[tuple[int, Any]]:
+        """Yield 1 to `MAX_VECTORS`, each with a mask and with None.
+
+        What is emitted meanwhile runs if that is the number of vectors, and the last one ends early or is full.
+        """
+        full, mask = self.builder.icmp_signed("==", tail, _i64(self.lanes)), self.mask(tail)
         for count in range(1, MAX_VECTORS + 1):
-            with self.builder.if_then(self.builder.icmp_signed("==", vectors, _i64(count))):
-                yield count
+            chosen = self.builder.icmp_signed("==", vectors, _i64(count))
+            with self.builder.if_then(chosen), self.builder.if_else(full) as (whole, ragged):
+                with whole:
+                    yield count, None
+                with ragged:
+                    yield count, mask
 
 
 @emitted
 def row_product(
-    typingctx, out, out_at, start, values, permutation, ordered, gather, indices, begin, end, packed, base, vectors
-):
+    typingctx, out, out_at, start, values, permutation, ordered, gather, indices, begin, end,
+    source, base, stride, vectors, tail,
+):  # fmt: skip
     """Compute one row of the product, for one tile of samples.
 
-    ``out[out_at + b] = start + sum_k ordered[k] * packed[base + indices[k] * width + b]``, k in [begin, end), where
+    ``out[out_at + b] = start + sum_k ordered[k] * source[base + indices[k] * stride + b]``, k in [begin, end), where
     `gather` first sets ``ordered[k] = values[permutation[k]]``: the waiting for memory hides behind the arithmetic.
     """
 
@@ -165,9 +209,9 @@ def row_product(
         target = emit.pointer(out, args[0], args[1])
         value_at, place_at, ordered_at = (emit.pointer(signature.args[i], args[i]) for i in (3, 4, 5))
         gathers, index_at = builder.trunc(args[6], ir.IntType(1)), emit.pointer(indices, args[7])
-        begin, end, source = args[8], args[9], emit.pointer(packed, args[10], args[11])
+        begin, end, origin, stride = args[8], args[9], emit.pointer(source, args[10], args[11]), args[12]
 
-        def row(count, gathering):
+        def row(count, mask, gathering):
             chains = _PRODUCT_CHAINS[count]
 
             def one(k, sums):
@@ -177,9 +221,8 @@ def row_product(
                     builder.store(number, slot)
                 else:
                     number = builder.load(slot)
-                neuron, value = builder.mul(emit.index(index_at, k), _i64(count * emit.lanes)), emit.splat(number)
-                for j in range(count):
-                    samples = emit.load(source, builder.add(neuron, _i64(j * emit.lanes)))
+                neuron, value = builder.mul(emit.index(index_at, k), stride), emit.splat(number)
+                for j, samples in enumerate(emit.load_tile(origin, neuron, count, mask)):
                     yield emit.multiply_add(value, samples, sums[j])
 
             def many(k, sums):
@@ -190,31 +233,31 @@ def row_product(
             k, sums = emit.loop(begin, end, chains, sums, many)
             _, first = emit.loop(k, end, 1, sums[:count], one)
             total = emit.add_all([first, *(sums[c * count : (c + 1) * count] for c in range(1, chains))])
-            for j, vector in enumerate(total):
-                emit.store(vector, target, _i64(j * emit.lanes))
+            emit.store_tile(total, target, mask)
 
-        for count in emit.each_width(args[12]):
+        for count, mask in emit.each_width(args[13], args[14]):
             with builder.if_else(gathers) as (yes, no):
                 with yes:
-                    row(count, gathering=True)
+                    row(count, mask, gathering=True)
                 with no:
-                    row(count, gathering=False)
+                    row(count, mask, gathering=False)
         return context.get_dummy_value()
 
     i64, flag = types.int64, types.boolean
     signature = types.void(
-        out, i64, out.dtype, values, permutation, ordered, flag, indices, i64, i64, packed, i64, i64
+        out, i64, out.dtype, values, permutation, ordered, flag, indices, i64, i64, source, i64, i64, i64, i64
     )  # fmt: skip
     return signature, generate
 
 
 @emitted
 def row_gradients(
-    typingctx, dx, dx_at, x, x_at, dvalues, first, need_dx, values, indices, begin, end, packed, base, vectors
-):
+    typingctx, dx, dx_at, x, x_at, dvalues, first, need_dx, values, indices, begin, end,
+    source, base, stride, vectors, tail,
+):  # fmt: skip
     """Compute both gradients of one row, for one tile of samples: each loaded vector serves two multiply-adds.
 
-    With ``dy(k, b) = packed[base + indices[k] * width + b]`` and k in [begin, end):
+    With ``dy(k, b) = source[base + indices[k] * stride + b]`` and k in [begin, end):
     ``dx[dx_at + b] = sum_k values[k] * dy(k, b)`` where `need_dx`, and
     ``dvalues[k] = sum_b x[x_at + b] * dy(k, b)``, added to what stands there unless this is the `first` tile.
     """
@@ -225,40 +268,39 @@ def row_gradients(
         gradient_at = emit.pointer(dvalues, args[4])
         is_first, wants_dx = (builder.icmp_unsigned("!=", args[i], args[i].type(0)) for i in (5, 6))
         value_at, index_at = emit.pointer(values, args[7]), emit.pointer(indices, args[8])
-        begin, end, source = args[9], args[10], emit.pointer(packed, args[11], args[12])
+        begin, end, origin, stride = args[9], args[10], emit.pointer(source, args[11], args[12]), args[13]
 
         def accumulate(sums, k):
             """Write or add the finished sums of connections k, k + 1, ..."""
             old = builder.select(is_first, emit.zero(sums.type.count), emit.load(gradient_at, k, sums.type.count))
             emit.store(builder.fadd(sums, old), gradient_at, k)
 
-        def both(k, count, x_samples, dx_sums):
-            """One connection: new sums of dx (none if `dx_sums` is None) and the lanes of its value's gradient."""
-            neuron = builder.mul(emit.index(index_at, k), _i64(count * emit.lanes))
+        def both(k, mask, x_samples, dx_sums):
+            """One connection: new sums of dx (none if `dx_sums` is empty) and the lanes of its value's gradient."""
+            neuron = builder.mul(emit.index(index_at, k), stride)
             value = emit.splat(builder.load(builder.gep(value_at, [k]))) if dx_sums else None
             new_sums, product = [], emit.zero()
-            for j in range(count):
-                dy = emit.load(source, builder.add(neuron, _i64(j * emit.lanes)))
+            for j, dy in enumerate(emit.load_tile(origin, neuron, len(x_samples), mask)):
                 product = emit.multiply_add(x_samples[j], dy, product) if j else builder.fmul(x_samples[j], dy)
                 if dx_sums:
                     new_sums.append(emit.multiply_add(value, dy, dx_sums[j]))
             return new_sums, product
 
-        def row(count, with_dx):
+        def row(count, mask, with_dx):
             group, chains = min(_GRADIENT_GROUP[count], emit.lanes), _GRADIENT_CHAINS[count] if with_dx else 0
-            x_samples = [emit.load(x_from, _i64(j * emit.lanes)) for j in range(count)]
+            x_samples = emit.load_tile(x_from, _i64(0), count, mask)
 
             def many(k, sums):
                 sums, products = list(sums), []
                 for g in range(group):
                     chain = slice(g % chains * count, (g % chains + 1) * count) if with_dx else slice(0)
-                    sums[chain], product = both(builder.add(k, _i64(g)), count, x_samples, sums[chain])
+                    sums[chain], product = both(builder.add(k, _i64(g)), mask, x_samples, sums[chain])
                     products.append(product)
                 accumulate(emit.lane_sums(products), k)
                 return sums
 
             def one(k, sums):
-                sums, product = both(k, count, x_samples, sums)
+                sums, product = both(k, mask, x_samples, sums)
                 accumulate(emit.lane_sums([product]), k)
                 return sums
 
@@ -266,20 +308,38 @@ def row_gradients(
             _, tail = emit.loop(k, end, 1, sums[:count], one)
             if with_dx:
                 total = emit.add_all([tail, *(sums[c * count : (c + 1) * count] for c in range(1, chains))])
-                for j, vector in enumerate(total):
-                    emit.store(vector, dx_to, _i64(j * emit.lanes))
+                emit.store_tile(total, dx_to, mask)
 
-        for count in emit.each_width(args[13]):
+        for count, mask in emit.each_width(args[14], args[15]):
             with builder.if_else(wants_dx) as (yes, no):
                 with yes:
-                    row(count, with_dx=True)
+                    row(count, mask, with_dx=True)
                 with no:
-                    row(count, with_dx=False)
+                    row(count, mask, with_dx=False)
         return context.get_dummy_value()
 
     i64, flag = types.int64, types.boolean
-    signature = types.void(dx, i64, x, i64, dvalues, flag, flag, values, indices, i64, i64, packed, i64, i64)
+    signature = types.void(
+        dx, i64, x, i64, dvalues, flag, flag, values, indices, i64, i64, source, i64, i64, i64, i64
+    )  # fmt: skip
     return signature, generate
+
+
+@emitted
+def row_sum(typingctx, source, base, vectors, tail):
+    """Return the sum of the samples of one neuron, for one tile."""
+
+    def generate(context, builder, signature, args):
+        emit = _Emitter(context, builder, source.dtype)
+        origin, whole = emit.pointer(source, args[0], args[1]), builder.sub(args[2], _i64(1))
+        k, sums = emit.loop(
+            _i64(0), whole, 1, [emit.zero()],
+            lambda k, sums: [builder.fadd(sums[0], emit.load(origin, builder.mul(k, _i64(emit.lanes))))],
+        )  # fmt: skip
+        last = emit.load_masked(origin, builder.mul(k, _i64(emit.lanes)), emit.mask(args[3]))
+        return builder.extract_element(emit.lane_sums([builder.fadd(sums[0], last)]), ir.Constant(_I32, 0))
+
+    return source.dtype(source, types.int64, types.int64, types.int64), generate
 
 
 @emitted

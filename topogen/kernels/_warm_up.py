@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from topogen.kernels._blocks import gradients_blocks, multiply_blocks
+from topogen.kernels._columns import gradients_columns, multiply_columns
+from topogen.kernels._convolution import Window, convolution_gradients, convolve
 from topogen.kernels._graphs import carry, predecessor_sums, predecessor_unions, successor_unions
-from topogen.kernels._products import gradients, multiply
+from topogen.kernels._packing import pack, unpack
+from topogen.kernels._panels import (
+    gradients_panels,
+    gradients_panels_columns,
+    multiply_panels,
+    multiply_panels_columns,
+    plan_panels,
+)
+from topogen.kernels._products import gradients, multiply, multiply_vector
+from topogen.kernels._scatter import scatter
 
 __all__ = ["warm_up"]
 
@@ -25,6 +37,32 @@ def warm_up() -> None:
         one = np.ones((1, 1), dtype)
         multiply(one, one[0], index, index[:1])
         gradients(one, one, one[0], index, index[:1], dx=one.copy(), dvalues=one[0].copy())
+        multiply_vector(one[0], one[0], index, index[:1], 1)
+        scatter(one[0], index, index[:1], out=one.copy())
+        cube = one[None]
+        image = cube[None]
+        at = np.zeros(1, np.int32)
+        convolve(image, cube, index, index, at, at, window=Window((1, 1)))
+        dx, dvalues = image.copy(), cube.copy()
+        convolution_gradients(image, image, cube, index, at, window=Window((1, 1)), dx=dx, dvalues=dvalues)
+        unpack(pack(one, 16), 1)
+        multiply_columns(cube, one[0], index, index[:1])
+        gradients_columns(cube, cube, one[0], index, index[:1], dx=cube.copy(), dvalues=one[0].copy())
+        many, starts = np.ones((1, 800), dtype), np.arange(0, 1000, 200, dtype=np.int32)  # 4 neurons joined to 200
+        columns = np.tile(np.arange(200, dtype=np.int32), 4)
+        plan, plan_t = plan_panels(starts, columns), plan_panels(starts, columns, np.arange(800, dtype=np.int32))
+        assert plan is not None
+        assert plan_t is not None
+        wide, four = many[:, :200].copy(), many[:, :4].copy()
+        multiply_panels(wide, many[0], plan_t, 4)
+        gradients_panels(wide, four, many[0], starts, plan, dx=four.copy(), dvalues=many[0].copy())
+        wide, four = pack(wide, 16), pack(four, 16)
+        multiply_panels_columns(wide, many[0], plan_t, 4)
+        gradients_panels_columns(wide, four, many[0], starts, plan, dx=four.copy(), dvalues=many[0].copy())
+        for block in (1, 16):
+            row, values = np.ones((1, block), dtype), np.ones((1, block, block), dtype)
+            multiply_blocks(row, values, index, index[:1])
+            gradients_blocks(row, row, values, index, index[:1], dx=row.copy(), dvalues=values.copy())
     one, words = np.ones((1, 1), np.int64), np.ones((1, 1), np.uint64)
     predecessor_sums(index, index[:1], one[0], one, one.copy())
     predecessor_unions(index, index[:1], words, words.copy())

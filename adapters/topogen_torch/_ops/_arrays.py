@@ -24,5 +24,5 @@ def array(tensor: Tensor) -> NDArray[Any]:
     count = tensor.numel()
     if not count:
         return np.empty(tensor.shape, _DTYPES[tensor.dtype])
-    memory = (ctypes.c_char * (count * tensor.element_size())).from_address(tensor.data_ptr())
+    memory: Any = (ctypes.c_char * (count * tensor.element_size())).from_address(tensor.data_ptr())
     return np.frombuffer(memory, _DTYPES[tensor.dtype]).reshape(tensor.shape)

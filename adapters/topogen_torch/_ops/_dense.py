@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["announce_fallback", "dense_linear", "to_dense"]
 
-_announced: set[str] = set()
+_announced: set[tuple[str, str]] = set()
 
 
 def to_dense(values: Tensor, indptr: Tensor, indices: Tensor, out_features: int) -> Tensor:
@@ -28,13 +28,15 @@ def dense_linear(
     return y if bias is None else y + bias
 
 
-def announce_fallback(device: torch.device, in_features: int, out_features: int, itemsize: int) -> None:
-    """Warn, once for each kind of device, that the layer is dense there and what that costs."""
-    if device.type in _announced:
+def announce_fallback(
+    device: torch.device, in_features: int, out_features: int, itemsize: int, owner: str = "SparseLinear"
+) -> None:
+    """Warn, once for each kind of layer and of device, that it is dense there and what that costs."""
+    if (owner, device.type) in _announced:
         return
-    _announced.add(device.type)
+    _announced.add((owner, device.type))
     warnings.warn(
-        f"SparseLinear has no kernel for device '{device.type}' yet and multiplies densely there: every call builds "
+        f"{owner} has no kernel for device '{device.type}' yet and multiplies densely there: every call builds "
         f"the {in_features} x {out_features} matrix, {in_features * out_features * itemsize:,} bytes, and saves no "
         "time.",
         UserWarning,

@@ -9,13 +9,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from topogen.errors import SpecError
-from topogen_torch._ops import _cpu
+from topogen_torch._break_even import may_be_dense
+from topogen_torch._ops import _cpu, _crowded  # noqa: F401  # defines crowded_linear
 from topogen_torch._ops._dense import announce_fallback, dense_linear
+from topogen_torch._ops._entry import KERNEL_DEVICES, admitted, in_long_floats
 
 __all__ = ["Index", "sparse_linear"]
-
-KERNEL_DEVICES = {"cpu", "meta"}
-_SHORT = (torch.float16, torch.bfloat16)
 
 torch.library.define(
     "topogen::sparse_linear",
@@ -25,7 +24,12 @@ torch.library.define(
     "topogen::sparse_linear_backward",
     "(Tensor dy, Tensor x, Tensor values, Tensor indptr, Tensor indices, bool[3] needs) -> (Tensor, Tensor, Tensor)",
 )
+torch.library.define(
+    "topogen::sparse_single",
+    "(Tensor x, Tensor values, Tensor? bias, Tensor indptr, Tensor indices, SymInt out_features) -> Tensor",
+)
 torch.library.impl("topogen::sparse_linear", "cpu")(_cpu.forward)
+torch.library.impl("topogen::sparse_single", "cpu")(_cpu.forward_single)
 torch.library.impl("topogen::sparse_linear_backward", "cpu")(_cpu.backward)
 
 
@@ -34,6 +38,13 @@ def _fake_forward(
     x: Tensor, values: Tensor, bias: Tensor | None, indptr_t: Tensor, indices_t: Tensor, permutation: Tensor
 ) -> Tensor:
     return x.new_empty(x.shape[0], indptr_t.shape[0] - 1)
+
+
+@torch.library.register_fake("topogen::sparse_single")
+def _fake_single(
+    x: Tensor, values: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, out_features: int
+) -> Tensor:
+    return x.new_empty(1, out_features)
 
 
 @torch.library.register_fake("topogen::sparse_linear_backward")
@@ -46,6 +57,8 @@ def _fake_backward(
 
 
 _forward = torch.ops.topogen.sparse_linear.default
+_single_forward = torch.ops.topogen.sparse_single.default
+_crowded_forward = torch.ops.topogen.crowded_linear.default  # defined by _crowded
 _backward = torch.ops.topogen.sparse_linear_backward.default
 
 
@@ -64,6 +77,10 @@ class _SparseLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, *index: Tensor) -> Tensor:
         indptr, indices, indptr_t, indices_t, permutation = index
         ctx.save_for_backward(x, values, indptr, indices)
+        if x.shape[0] == 1:  # a captured graph is for one sample or for several in any case
+            return _single_forward(x, values, bias, indptr, indices, indptr_t.shape[0] - 1)
+        if may_be_dense(values.shape[0], x.shape[1], indptr_t.shape[0] - 1):
+            return _crowded_forward(x, values, bias, *index)
         return _forward(x, values, bias, indptr_t, indices_t, permutation)
 
     @staticmethod
@@ -94,27 +111,16 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, 
     -------
     Tensor, shape (..., out)
     """
-    if x.device != values.device:
-        raise SpecError(f"The input of SparseLinear must be on {values.device} as its values are. Got {x.device}.")
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, values, bias = x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
+    x, values, bias = admitted("SparseLinear", x, values, bias)
     in_features = index.indptr.shape[0] - 1
     if x.ndim == 0 or x.shape[-1] != in_features:
         raise SpecError(f"The input of SparseLinear must have shape (..., {in_features}). Got {tuple(x.shape)}.")
-    if x.dtype != values.dtype:
-        raise SpecError(f"The input of SparseLinear must be {values.dtype} as its values are. Got {x.dtype}.")
-
     if values.shape[0] == in_features * out_features:  # every connection exists: in value ordering, a dense matrix
         return torch.nn.functional.linear(x, values.view(in_features, out_features).t(), bias)
-    if device not in KERNEL_DEVICES:
+    if x.device.type not in KERNEL_DEVICES:
         announce_fallback(x.device, in_features, out_features, values.itemsize)
         return dense_linear(x, values, bias, index.indptr, index.indices, out_features)
-    if x.dtype in _SHORT:
-        wide = (x.float(), values.float(), None if bias is None else bias.float())
-        return _by_kernel(*wide, index, out_features).to(x.dtype)
-    return _by_kernel(x, values, bias, index, out_features)
+    return in_long_floats(lambda x, values, bias: _by_kernel(x, values, bias, index, out_features), x, values, bias)
 
 
 def _by_kernel(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, out_features: int) -> Tensor:
