@@ -37,6 +37,7 @@ from topogen import kernels
 
 CHUNK = 1 << 16  # connections whose gradients numpy gathers at a time
 SCIPY_LIMIT = 5e8  # connections times samples
+ALIVE: list[nn.Module] = []  # SparseLab keeps transposes by id(): one that is freed would lend its own to the next
 
 
 class MaskedLinear(nn.Linear):
@@ -103,7 +104,9 @@ def sparselab_linear(layer: tt.SparseLinear) -> nn.Module | None:
     except ImportError:
         return None
     sizes = layer.in_features, layer.out_features
-    return sparselab.SparseLinear(*sizes, sparsity=1 - layer.density, bias=layer.bias is not None)
+    rival = sparselab.SparseLinear(*sizes, sparsity=1 - layer.density, bias=layer.bias is not None)
+    ALIVE.append(rival)
+    return rival
 
 
 def contestants(layer: tt.SparseLinear, batch: int, names: list[str]) -> dict[str, nn.Module]:

@@ -23,7 +23,6 @@ Ints = NDArray[np.int32]
 
 MOVE_SLOTS = 2  # counters of `move`
 _FEATURES = 128  # in one of its chunks: 512 bytes in a row are what memory likes
-_PACK = 4  # vectors of features in one chunk of packing
 
 
 @kernel
@@ -61,39 +60,6 @@ def move(
         claim(counters, SLOT)
         chunk = claim(counters, 0)
     wait_until(counters, SLOT, groups * stripes)
-
-
-@kernel
-def _pack(x: Floats, batch: int, features: int, tile: int, chunk: int, packed: Floats, sums: Floats) -> None:
-    """Pack one chunk of features, for all samples; zeros fill the last vector. Add up each feature into `sums`.
-
-    A tile is added up in the dtype, which vectorises; the tiles in float64, so that a large batch loses nothing.
-    """
-    lanes = VECTOR_BYTES // x.itemsize
-    begin, end = chunk * _PACK * lanes, min(features, (chunk + 1) * _PACK * lanes)
-    partial, total = np.empty(end - begin, x.dtype), np.zeros(end - begin, np.float64)
-    for start in range(0, batch, tile):
-        width = min(tile, (batch - start + lanes - 1) // lanes * lanes)
-        base = start * features
-        for sample in range(start, start + width, lanes):
-            f = begin
-            if sample + lanes <= batch:
-                while f + lanes <= end:
-                    transpose(packed, base + f * width + sample - start, width, x, sample * features + f, features)
-                    f += lanes
-            for g in range(f, end):
-                for b in range(lanes):
-                    packed[base + g * width + sample - start + b] = (
-                        x[(sample + b) * features + g] if sample + b < batch else 0
-                    )
-        if len(sums):
-            partial[:] = 0
-            for sample in range(start, min(start + width, batch)):
-                for f in range(begin, end):
-                    partial[f - begin] += x[sample * features + f]
-            total += partial
-    if len(sums):
-        sums[begin:end] = total
 
 
 @kernel
