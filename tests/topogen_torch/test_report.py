@@ -339,7 +339,7 @@ def test_the_peak_is_what_a_step_really_takes():
     layer = SparseLinear(sp.random_array((n, n), density=0.1, rng=np.random.default_rng(0)), bias=False)
     (row,) = report(layer, torch.zeros(8, n), break_even=False).rows
     assert 4 * 4 * layer.nnz < row.peak < 2 * row.memory.total
-    assert 0.9 * 4 * 4 * n * n < row.dense_peak < 2 * row.dense_memory.total
+    assert 0.9 * 4 * 4 * n * n < row.dense_peak < 3 * row.dense_memory.total
 
 
 def test_without_the_systems_account_there_is_no_peak(monkeypatch, tmp_path):

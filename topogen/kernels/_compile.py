@@ -51,7 +51,8 @@ class _Announcer(event.Listener):
         self.announced = True
         folder = dispatcher.stats.cache_path
         kept = f"the result is kept in {folder}" if folder else "the result cannot be kept: set NUMBA_CACHE_DIR"
-        logging.getLogger("topogen").warning("Compiling the CPU kernels, 5 to 20 seconds for each kind of layer, once; %s.", kept)
+        log = logging.getLogger("topogen")
+        log.warning("Compiling the CPU kernels, 5 to 20 seconds for each kind of layer, once; %s.", kept)
 
     def on_end(self, event: Any) -> None:
         pass
