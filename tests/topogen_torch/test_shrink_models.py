@@ -39,7 +39,8 @@ def plain(net, x):
 
 def functions(net, x):
     x = functional.dropout(functional.relu(net.a(x)), 0.5, net.training)
-    return net.c(functional.leaky_relu(net.b(x).tanh(), 0.1).view(x.size(0), -1))
+    x = functional.leaky_relu(net.b(x).tanh(), 0.1).view(x.size(0), -1)
+    return net.c(x.reshape(x.shape[0], -1))
 
 
 def residual(net, x):
@@ -59,6 +60,10 @@ def constant_size(net, x):
     return net.c(net.b(net.a(x)).view(-1, 8))
 
 
+def other_size(net, x):
+    return net.c(net.b(net.a(x)).view(x.t().size(0), -1))
+
+
 def added(net, x):
     return net.c(net.b(net.a(x) + 1))
 
@@ -69,7 +74,7 @@ def mixed(net, x):
 
 SHRINKS = {  # which of the inner widths may become smaller
     plain: (True, True), functions: (True, True), residual: (False, True), twice: (True, False), read: (False, False),
-    constant_size: (True, False), added: (False, True), mixed: (True, False),
+    constant_size: (True, False), other_size: (True, False), added: (False, True), mixed: (True, False),
 }  # fmt: skip
 
 
@@ -82,8 +87,8 @@ def drawn(model):
 
 
 def assert_same(model, x=None):
-    x = torch.randn(5, 8, dtype=torch.float64) if x is None else x
     small = tt.shrink(model)
+    x = x if x is not None else torch.randn(8, 8, dtype=torch.float64)
     torch.testing.assert_close(small(x), model(x), rtol=1e-12, atol=1e-12)
     return small
 

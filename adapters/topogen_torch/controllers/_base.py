@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -9,7 +10,8 @@ from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from topogen import Schedule, as_seed, checks
@@ -289,9 +291,12 @@ def _matching(patterns: str | Sequence[str], names: Iterable[str], parameter: st
 
 
 def _plain(value: Any) -> Any:
-    """Return settings as what a state dict may hold; a function is known by its name only."""
+    """Return settings as what a state dict may hold; a function is known by its name only, a tensor by its digest."""
     if isinstance(value, Schedule):
         return {"schedule": asdict(value)}
+    if isinstance(value, Tensor):
+        entries = value.detach().cpu().flatten().contiguous().view(torch.uint8)
+        return {"tensor": hashlib.sha256(entries.numpy().tobytes()).hexdigest()}
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

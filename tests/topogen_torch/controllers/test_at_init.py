@@ -370,3 +370,17 @@ def test_synflow_needs_a_shape_and_one_tensor():
         model.values[0] = torch.nan
     with pytest.raises(TopogenError, match=r"synflow_scores finds 1 of 12 numbers of layer '\(model\)' not finite"):
         tt.synflow_scores(model, [4])
+
+
+def test_a_pruner_with_given_scores_resumes_and_refuses_others():
+    """A state holds a digest of the scores, not the scores."""
+    model, (x, target) = tanh_model(), batch()
+    scores = tt.snip_scores(model, loss_on(x, target))
+    prune = tt.OneShot(model, density=0.2, score=scores)
+    prune.step()
+    again = tt.OneShot(model, density=0.2, score={name: own.clone() for name, own in scores.items()})
+    again.load_state_dict(prune.state_dict())
+    assert not again.step()
+    other = tt.OneShot(model, density=0.2, score=tt.inverted(scores))
+    with pytest.raises(SpecError, match="The state of OneShot must be of the same settings"):
+        other.load_state_dict(prune.state_dict())

@@ -71,6 +71,18 @@ def test_rounds_keep_paths_where_one_round_does_not():
     assert product.sum() == 1
 
 
+def test_what_a_round_removed_stays_away():
+    """By hand, one connection a round: 0 -> 0 goes first, and is not chosen again when 1 -> 1 has no flow either."""
+    ends = np.array([[1.0, 0, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0, 1]])
+    model = tt.sparse_mlp([np.eye(3), ends], bias=False)
+    with torch.no_grad():
+        model[0].values.copy_(torch.tensor([0.1, 1.0, 10.0]))
+        model[2].values.copy_(torch.tensor([1.0, 0.5, 0.5, 1.0]))
+    tt.SynFlow(model, input_shape=[3], density=3 / 21, rounds=40).step()
+    assert model[0].pattern.toarray().diagonal().tolist() == [False, True, True]
+    assert model[2].nnz == 1
+
+
 def narrow():
     """A model whose middle layer has 100 connections of equal flow, so that all of them go together in one round."""
     model = tt.sparse_mlp([np.ones((2, 10)), np.ones((10, 10)), np.ones((10, 2))], bias=False)
@@ -92,15 +104,15 @@ def test_a_layer_that_would_collapse_is_refused_and_nothing_changes():
     assert [layer.nnz for layer in layers_of(model)] == [20, 100, 20]
 
 
-@pytest.mark.parametrize(("least", "rounds"), [(1, 1), (7, 3)])
-def test_a_layer_keeps_a_stated_minimum_and_it_is_said_once(least, rounds, caplog):
+@pytest.mark.parametrize(("least", "rounds", "left"), [(1, 1, 40), (7, 3, 40), (1, 2, 10)])  # the last: in round 1 only
+def test_a_layer_keeps_a_stated_minimum_and_it_is_said_once(least, rounds, left, caplog):
     model = narrow()
     with caplog.at_level(logging.WARNING, "topogen"):
-        tt.SynFlow(model, input_shape=[2], density=40 / 140, rounds=rounds, least=least).step()
+        tt.SynFlow(model, input_shape=[2], density=left / 140, rounds=rounds, least=least).step()
     assert layers_of(model)[1].nnz >= least
-    assert sum(layer.nnz for layer in layers_of(model)) == 40
+    assert sum(layer.nnz for layer in layers_of(model)) == left
     assert [record.getMessage() for record in caplog.records] == [
-        f"SynFlow keeps {least} of the connections of layers that would have lost all but fewer."
+        f"SynFlow leaves {least} of their connections to layers that would have kept fewer."
     ]
 
 
