@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from topogen_torch._ranks import check_ranks
     from topogen_torch._recurrent import SparseGRU, SparseLSTM
     from topogen_torch._report import LayerReport, ModelReport, report
+    from topogen_torch._shrink import shrink
     from topogen_torch._stack import SparseSequential, sparse_mlp
     from topogen_torch._timing import Seconds
     from topogen_torch._torch_sparse import from_torch_sparse, to_torch_sparse
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from topogen_torch.controllers._obd import obd_diagonal
     from topogen_torch.controllers._proximal import ProximalL1
     from topogen_torch.controllers._saliency import fisher_diagonal, hutchinson_diagonal, saliency_scores
+    from topogen_torch.controllers._structured import PruneNeurons
     from topogen_torch.controllers._synflow import SynFlow
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "Movement",
     "OneShot",
     "ProximalL1",
+    "PruneNeurons",
     "RigL",
     "Seconds",
     "SparseConv1d",
@@ -73,6 +76,7 @@ __all__ = [
     "obd_diagonal",
     "report",
     "saliency_scores",
+    "shrink",
     "shuffled",
     "snip_scores",
     "sparse_mlp",
@@ -93,6 +97,7 @@ _HOMES = {
     "Movement": "controllers._movement",
     "OneShot": "controllers",
     "ProximalL1": "controllers._proximal",
+    "PruneNeurons": "controllers._structured",
     "RigL": "controllers",
     "Seconds": "_timing",
     "SparseConv1d": "_conv",
@@ -116,6 +121,7 @@ _HOMES = {
     "obd_diagonal": "controllers._obd",
     "report": "_report",
     "saliency_scores": "controllers._saliency",
+    "shrink": "_shrink",
     "shuffled": "controllers._baselines",
     "snip_scores": "controllers._at_init",
     "sparse_mlp": "_stack",

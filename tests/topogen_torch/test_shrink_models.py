@@ -178,8 +178,9 @@ def test_images_of_one_and_two_dimensions_flattened_and_pooled():
     small = assert_same(model, torch.randn(4, 8, 7, dtype=torch.float64))
     assert small.body[0].out_channels < 8 > small.body[3].out_channels
     assert small.head.in_features == 3 * small.body[3].out_channels
-    wrong = nn.Sequential(tt.SparseConv1d(PATTERN, 1), nn.MaxPool2d(2), tt.SparseConv1d(PATTERN[:4], 1))
-    assert_same(drawn(wrong), torch.randn(4, 8, 8, dtype=torch.float64))  # pools over channels, and is left
+    across = nn.MaxPool2d((3, 1), stride=1, padding=(1, 0))  # the largest of three channels
+    wrong = drawn(nn.Sequential(tt.SparseConv1d(PATTERN, 1), across, tt.SparseConv1d(PATTERN, 1)))
+    assert assert_same(wrong, torch.randn(4, 8, 8, dtype=torch.float64))[0].out_channels == 8
 
 
 def test_tokens_are_flattened_in_another_order():
@@ -274,6 +275,12 @@ def test_a_sharded_weight_is_refused():
     model[1].values.device_mesh = "a mesh"
     with pytest.raises(SpecError, match=r"must hold its data\. Got '1\.values' sharded over processes\.$"):
         tt.shrink(model)
+
+
+def test_complex_numbers_are_left(caplog):
+    model = nn.Sequential(nn.Linear(2, 2, dtype=torch.complex64), nn.Linear(2, 2, dtype=torch.complex64))
+    tt.shrink(model, drop_zeros=True)
+    assert caplog.messages == ["shrink leaves 2 as they are: '0', '1': has weights that are not plain floats."]
 
 
 def test_layers_of_other_kinds_are_named(caplog):

@@ -62,6 +62,8 @@ def test_channels_flattened_features_and_optimizer_state_go_together():
     dense = [model[0].to_conv().weight, model[2].to_conv().weight]
     norms = dense[0].square().sum((1, 2, 3)) + dense[1].square().sum((0, 2, 3))
     tt.PruneNeurons(model, optimizer, density=0.5).step()
+    assert model[4].nnz == 18 * 3
+    assert sorted(set(model[4].pattern.nonzero()[0] // 9)) == sorted(set(model[2].pattern.nonzero()[1]))
     small = tt.shrink(model)
     assert (small[0].out_channels, small[2].out_channels, small[4].in_features) == (3, 2, 18)
     torch.testing.assert_close(small(x), model(x), rtol=1e-12, atol=1e-12)
