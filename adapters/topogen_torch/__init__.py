@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from topogen_torch import controllers, data, init
-    from topogen_torch._advice import BreakEven
     from topogen_torch._attention import SparseMultiheadAttention
     from topogen_torch._attention_mask import attention_mask
     from topogen_torch._block import BlockSparseLinear
     from topogen_torch._break_even import never_dense
     from topogen_torch._conv import SparseConv1d, SparseConv2d
-    from topogen_torch._convert import densify, sparsify
+    from topogen_torch._conversion._convert import densify, sparsify
+    from topogen_torch._conversion._torch_sparse import from_torch_sparse, to_torch_sparse
     from topogen_torch._layers import SparseLinear
     from topogen_torch._low_rank import LowRankPlusSparse
-    from topogen_torch._memory import Memory
     from topogen_torch._ranks import check_ranks
     from topogen_torch._recurrent import SparseGRU, SparseLSTM
-    from topogen_torch._report import LayerReport, ModelReport, report
-    from topogen_torch._shrink import shrink
+    from topogen_torch._reports._advice import BreakEven
+    from topogen_torch._reports._memory import Memory
+    from topogen_torch._reports._report import LayerReport, ModelReport, report
+    from topogen_torch._reports._timing import Seconds
+    from topogen_torch._reports._whole import Whole
+    from topogen_torch._shrinking._shrink import shrink
     from topogen_torch._stack import SparseSequential, sparse_mlp
-    from topogen_torch._timing import Seconds
-    from topogen_torch._torch_sparse import from_torch_sparse, to_torch_sparse
-    from topogen_torch._whole import Whole
     from topogen_torch.controllers import SET, GradualMagnitude, OneShot, RigL
     from topogen_torch.controllers._at_init import grasp_scores, snip_scores, synflow_scores
     from topogen_torch.controllers._baselines import inverted, shuffled
@@ -88,18 +88,18 @@ __all__ = [
 _HOMES = {
     "SET": "controllers",
     "BlockSparseLinear": "_block",
-    "BreakEven": "_advice",
+    "BreakEven": "_reports._advice",
     "GradualMagnitude": "controllers",
-    "LayerReport": "_report",
+    "LayerReport": "_reports._report",
     "LowRankPlusSparse": "_low_rank",
-    "Memory": "_memory",
-    "ModelReport": "_report",
+    "Memory": "_reports._memory",
+    "ModelReport": "_reports._report",
     "Movement": "controllers._movement",
     "OneShot": "controllers",
     "ProximalL1": "controllers._proximal",
     "PruneNeurons": "controllers._structured",
     "RigL": "controllers",
-    "Seconds": "_timing",
+    "Seconds": "_reports._timing",
     "SparseConv1d": "_conv",
     "SparseConv2d": "_conv",
     "SparseGRU": "_recurrent",
@@ -108,26 +108,26 @@ _HOMES = {
     "SparseMultiheadAttention": "_attention",
     "SparseSequential": "_stack",
     "SynFlow": "controllers._synflow",
-    "Whole": "_whole",
+    "Whole": "_reports._whole",
     "attention_mask": "_attention_mask",
     "check_ranks": "_ranks",
-    "densify": "_convert",
+    "densify": "_conversion._convert",
     "fisher_diagonal": "controllers._saliency",
-    "from_torch_sparse": "_torch_sparse",
+    "from_torch_sparse": "_conversion._torch_sparse",
     "grasp_scores": "controllers._at_init",
     "hutchinson_diagonal": "controllers._saliency",
     "inverted": "controllers._baselines",
     "never_dense": "_break_even",
     "obd_diagonal": "controllers._obd",
-    "report": "_report",
+    "report": "_reports._report",
     "saliency_scores": "controllers._saliency",
-    "shrink": "_shrink",
+    "shrink": "_shrinking._shrink",
     "shuffled": "controllers._baselines",
     "snip_scores": "controllers._at_init",
     "sparse_mlp": "_stack",
-    "sparsify": "_convert",
+    "sparsify": "_conversion._convert",
     "synflow_scores": "controllers._at_init",
-    "to_torch_sparse": "_torch_sparse",
+    "to_torch_sparse": "_conversion._torch_sparse",
 }
 
 

@@ -76,8 +76,8 @@ def train(
     }  # fmt: skip
     chosen = {name: value for name, value in given.items() if value is not None}
     from topogen import checks
-    from topogen_torch._run import execute, read_settings
-    from topogen_torch._show import Show
+    from topogen_torch._training._run import execute, read_settings
+    from topogen_torch._training._show import Show
     from topogen_torch.data import load_data
 
     if data_dir is not None and not data_dir.is_dir():
@@ -119,8 +119,8 @@ def bench(
     _require("topogen bench", "torch")
     import torch
 
-    from topogen_torch._bench import Bench, BenchSettings, facts, measure
-    from topogen_torch._show import Show
+    from topogen_torch._reports._bench import Bench, BenchSettings, facts, measure
+    from topogen_torch._training._show import Show
 
     settings = BenchSettings(
         size=size,
@@ -166,7 +166,7 @@ def _new_settings(chosen: dict[str, Any]) -> Any:
     """Return what was chosen, and the data set's defaults for the rest."""
     import torch
 
-    from topogen_torch._run import DEFAULTS, Settings
+    from topogen_torch._training._run import DEFAULTS, Settings
     from topogen_torch.data import check_name
 
     name = chosen.get("data", "digits")

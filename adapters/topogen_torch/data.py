@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from topogen import checks
 from topogen.errors import SpecError
-from topogen_torch._data_files import CIFAR10_FILES, MNIST_FILES, Images, holds, read_cifar10, read_mnist
-from topogen_torch._download import Source, downloaded
+from topogen_torch._training._data_files import CIFAR10_FILES, MNIST_FILES, Images, holds, read_cifar10, read_mnist
+from topogen_torch._training._download import Source, downloaded
 
 __all__ = ["NAMES", "DataSet", "check_name", "load_data"]
 

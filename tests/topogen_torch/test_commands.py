@@ -20,11 +20,22 @@ from torch import nn
 import topogen as tg
 from topogen import _cli
 from topogen.errors import FormatError, SpecError
-from topogen_torch import _run, _timing, commands
+from topogen_torch import commands
 from topogen_torch._layers import SparseLinear
-from topogen_torch._run import DEFAULTS, Member, Settings, execute, members, model_of, read_settings, topology_of
-from topogen_torch._show import Show, accuracy_text
-from topogen_torch._train import evaluate
+from topogen_torch._reports import _timing
+from topogen_torch._training import _run
+from topogen_torch._training._run import (
+    DEFAULTS,
+    Member,
+    Settings,
+    execute,
+    members,
+    model_of,
+    read_settings,
+    topology_of,
+)
+from topogen_torch._training._show import Show, accuracy_text
+from topogen_torch._training._train import evaluate
 from topogen_torch.data import load_data
 
 SMALL = "Chain(RadixNet(systems=[[8, 8]]), Dense(sizes=[64, 10]))"

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from topogen import checks
 from topogen.errors import SpecError
 from topogen_torch._block import BlockSparseLinear
-from topogen_torch._follow import chains
-from topogen_torch._narrow import Layer, ties
 from topogen_torch._rewire import Rewiring, places_of
+from topogen_torch._shrinking._follow import chains
+from topogen_torch._shrinking._narrow import Layer, ties
 from topogen_torch.controllers._base import Controller, Target
 from topogen_torch.controllers._places import best, count_of
 

@@ -1,0 +1,1 @@
+"""Dense models made sparse, and sparse ones dense."""

@@ -1,0 +1,1 @@
+"""What layers and models take, in time and memory, measured beside dense."""

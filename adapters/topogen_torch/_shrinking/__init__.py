@@ -1,0 +1,1 @@
+"""Models made physically smaller, with the same outputs."""

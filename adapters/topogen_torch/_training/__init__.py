@@ -1,0 +1,1 @@
+"""The `topogen train` command: data, loop, checkpoints, and what it shows."""
