@@ -35,6 +35,10 @@ STORED = ("indptr", "indices", "sizes", "pattern_hash")  # in the state dict
 _TRANSPOSED = ("indptr_t", "indices_t", "permutation")  # derived
 
 _LIMIT = 2**31
+# Connections an output, on average, from which panels are looked for. Measured with
+# tests/benchmarks/bench_structured.py on two cores of a Zen 5 EPYC, 4096 neurons, batch 64 and 256, November 2026: with
+# 16 to 64 connections panels take 0.8 to 2 times the time of rows, with 205 and more 0.4 to 1.
+LEAST_FAN_IN = 128
 
 
 def stored_index(pattern: sp.csr_array, owner: str) -> dict[str, Tensor]:
@@ -76,13 +80,15 @@ def derived_index(pattern: sp.csr_array) -> dict[str, Tensor]:
 def linear_index(pattern: sp.csr_array) -> dict[str, Tensor]:
     """Return the buffers that a linear layer's kernels read beside the stored ones.
 
-    Where outputs share enough of their connections ``panels_t``, their plan (`topogen.kernels.plan_panels`), and
+    Where outputs have many connections and share enough of them ``panels_t``, their plan (`topogen.kernels.plan_panels`), and
     ``panels``, that of the inputs, empty where these do not; otherwise `derived_index`. The plans take 3 to 6 bytes a
     connection, the csc index and its permutation 8.
     """
     if is_full(pattern) or may_be_dense(pattern.nnz, *pattern.shape):
         return derived_index(pattern)
     transposed = transposed_index(pattern)
+    if pattern.nnz < LEAST_FAN_IN * pattern.shape[1]:
+        return transposed
     panels_t = kernels.plan_panels(*(transposed[name].numpy() for name in _TRANSPOSED))
     if panels_t is None:
         return transposed

@@ -15,7 +15,7 @@ import topogen as tg
 from topogen.errors import SpecError
 from topogen.kernels import _panel_plan
 from topogen.testing import specs
-from topogen_torch import SparseLinear, sparse_mlp
+from topogen_torch import SparseLinear, _layout, sparse_mlp
 from topogen_torch._layout import linear_index
 from topogen_torch._ops import _dense, _entry, _panels
 
@@ -27,6 +27,7 @@ PATTERN = RADIX[1]
 def shortest(request, monkeypatch):
     """From how many connections of an input on its gradients are computed by panels."""
     monkeypatch.setattr(_panel_plan, "_SHORTEST", {"neighbours": request.param, "apart": request.param})
+    monkeypatch.setattr(_layout, "LEAST_FAN_IN", 0)  # patterns as small as these would go by rows
     return request.param
 
 
@@ -55,6 +56,13 @@ def test_a_radix_net_is_recognised_and_stores_less_than_a_random_pattern(shortes
     wide = SparseLinear(tg.generate(tg.RadixNet(systems=[[8, 8]], widths=[8, 8, 8]))[0], bias=False)
     stored = sum(buffer.nbytes for buffer in wide.buffers())
     assert stored < 10.5 * wide.nnz
+
+
+def test_few_connections_go_by_rows(monkeypatch):
+    """Twins all of them; only the number of connections decides."""
+    twins = [np.kron(np.eye(2), np.ones((fan_in, 8))) for fan_in in (127, 128)]
+    monkeypatch.undo()
+    assert [SparseLinear(pattern)._by_panels for pattern in twins] == [False, True]
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
