@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from importlib import metadata
 from pathlib import Path
 
@@ -14,12 +15,18 @@ from topogen import _spec
 # The default draws the same examples every time, so that no run fails by chance or by a slow machine; `thorough` (with
 # --hypothesis-profile) looks for new ones.
 settings.register_profile(
-    "reproducible", derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+    "reproducible", derandomize=True, deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile(
     "thorough", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("reproducible")
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C where whoever started the tests ignores it, as a shell does for jobs in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> list[str]:

@@ -128,7 +128,14 @@ KINDS = {
 EXCEPT = {"low rank": {"trains_alike"}}
 
 
-@pytest.mark.parametrize("name", KINDS)
+BY_DEFAULT = {
+    "linear, gaps", "linear, radix with dense parts", "linear, crowded", "blocks of 4", "blocks of 16",
+    "convolution, channels", "convolution, unstructured", "attention", "LSTM", "GRU", "low rank",
+}  # fmt: skip
+SOME = [pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.slow) for name in KINDS]
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_drop_in(name, monkeypatch):
     monkeypatch.setattr(_layout, "LEAST_FAN_IN", 0)  # so that small structured patterns take the way of large ones
     make, args = KINDS[name]
