@@ -80,8 +80,9 @@ def derived_index(pattern: sp.csr_array) -> dict[str, Tensor]:
 def linear_index(pattern: sp.csr_array) -> dict[str, Tensor]:
     """Return the buffers that a linear layer's kernels read beside the stored ones.
 
-    Where outputs have many connections and share enough of them ``panels_t``, their plan (`topogen.kernels.plan_panels`), and
-    ``panels``, that of the inputs, empty where these do not; otherwise `derived_index`. The plans take 3 to 6 bytes a
+    Where outputs have many connections and share enough of them ``panels_t``, their plan
+    (`topogen.kernels.plan_panels`), and ``panels``, that of the inputs, empty where these do not; otherwise
+    `derived_index`. The plans take 3 to 6 bytes a
     connection, the csc index and its permutation 8.
     """
     if is_full(pattern) or may_be_dense(pattern.nnz, *pattern.shape):
