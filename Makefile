@@ -10,7 +10,7 @@ demo: $(VENV)/.installed-torch ## verify a RadiX-Net and train it truly sparse o
 	$(BIN)/topogen train
 
 test: $(VENV)/.installed-dev ## the default test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(VENV)/.installed-dev ## the tests marked slow and nightly
 	$(BIN)/python -m pytest -q -m "slow or nightly"
