@@ -35,10 +35,12 @@ STORED = ("indptr", "indices", "sizes", "pattern_hash")  # in the state dict
 _TRANSPOSED = ("indptr_t", "indices_t", "permutation")  # derived
 
 _LIMIT = 2**31
-# Connections an output, on average, from which panels are looked for. Measured with
-# tests/benchmarks/bench_structured.py on two cores of a Zen 5 EPYC, 4096 neurons, batch 64 and 256, November 2026: with
-# 16 to 64 connections panels take 0.8 to 2 times the time of rows, with 205 and more 0.4 to 1.
-LEAST_FAN_IN = 128
+# Connections an output, on average, from which panels are looked for, where the outputs of a panel lie apart; three
+# times as many where they are neighbours. Measured with tests/benchmarks/bench_structured.py on two cores of a Zen 5
+# EPYC, 4096 neurons, batch 64 and 256, November 2026. Apart, row by row drives the connections out of the cache: panels
+# take 1 times the time of rows with 32 connections, 0.5 to 0.7 with 64 and more. Neighbours: 1.1 to 1.3 with up to 128,
+# 0.5 to 0.6 with 256 and more.
+LEAST_FAN_IN = 64
 
 
 def stored_index(pattern: sp.csr_array, owner: str) -> dict[str, Tensor]:
@@ -90,8 +92,13 @@ def linear_index(pattern: sp.csr_array) -> dict[str, Tensor]:
     transposed = transposed_index(pattern)
     if pattern.nnz < LEAST_FAN_IN * pattern.shape[1]:
         return transposed
-    panels_t = kernels.plan_panels(*(transposed[name].numpy() for name in _TRANSPOSED))
-    if panels_t is None:
+    try:
+        panels_t = kernels.plan_panels(*(transposed[name].numpy() for name in _TRANSPOSED))
+    except ModuleNotFoundError as error:
+        if error.name not in ("numba", "llvmlite"):
+            raise
+        return transposed  # nothing is ever computed by panels here
+    if panels_t is None or (panels_t[1] == panels_t[0] + 1 and pattern.nnz < 3 * LEAST_FAN_IN * pattern.shape[1]):
         return transposed
     panels = kernels.plan_panels(pattern.indptr.astype(np.int32), pattern.indices.astype(np.int32))
     panels = np.empty(0, np.int32) if panels is None else panels

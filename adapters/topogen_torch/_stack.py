@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook  # pyright: ignore[reportPrivateUsage]
 
-from topogen import Topology, checks
+from topogen import Topology, checks, kernels
 from topogen.errors import SpecError
-from topogen.kernels import samples_per_group
 from topogen_torch._break_even import may_be_dense
+from topogen_torch._hooks import has_hooks
 from topogen_torch._layers import SparseLinear
 from topogen_torch._ops import Index, pack, panel_columns, sparse_columns, unpack
 
@@ -68,13 +68,7 @@ class SparseSequential(nn.Sequential):
             return False
         if x.shape[-1] == 0 or x.numel() < _LEAST_BATCH * x.shape[-1]:
             return False
-        return not (_has_any_global_hook() or any(_has_hooks(module) for module in self))
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+        return not (_has_any_global_hook() or any(has_hooks(module) for module in self))
 
 
 def _segments(modules: Iterable[nn.Module]) -> list[list[nn.Module]]:
@@ -109,7 +103,7 @@ def _run(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     batch = rows.shape[0]
     widest = max(max(layer.in_features, layer.out_features) for layer in layers)
-    packed = pack(rows, samples_per_group(batch, widest, x.itemsize))
+    packed = pack(rows, kernels.samples_per_group(batch, widest, x.itemsize))
     for module in modules:
         if isinstance(module, SparseLinear):
             if module._by_panels:

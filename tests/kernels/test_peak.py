@@ -11,6 +11,7 @@ from topogen import kernels
 from topogen.errors import SpecError
 from topogen.kernels import _peak
 from topogen.kernels._atomics import SLOT
+from topogen.kernels._openmp import ALONE
 
 
 @pytest.mark.parametrize(("dtype", "lanes"), [(np.float32, 16), (np.float64, 8)])
@@ -26,7 +27,7 @@ def test_the_rate_is_what_was_counted_over_the_seconds(dtype, lanes, threads, mo
 def test_the_counted_operations_are_done():
     for chains in (6, 12):
         sums = np.ones(1)
-        _peak._multiply_adds(sums, chains, 1, 5, np.zeros(2 * SLOT, np.int64))
+        _peak._multiply_adds(ALONE, sums, chains, 1, 5, np.zeros(2 * SLOT, np.int64))
         assert sums[0] == chains * (1 + 5)  # each chain starts at 1 and adds 1 * 1 five times
 
 

@@ -58,11 +58,14 @@ def test_a_radix_net_is_recognised_and_stores_less_than_a_random_pattern(shortes
     assert stored < 10.5 * wide.nnz
 
 
-def test_few_connections_go_by_rows(monkeypatch):
-    """Twins all of them; only the number of connections decides."""
-    twins = [np.kron(np.eye(2), np.ones((fan_in, 8))) for fan_in in (127, 128)]
+@pytest.mark.parametrize(("lie_apart", "least"), [(False, 192), (True, 64)])
+def test_few_connections_go_by_rows(lie_apart, least, monkeypatch):
+    """Twins all of them; only the number of connections decides, and whether the twins are neighbours."""
     monkeypatch.undo()
-    assert [SparseLinear(pattern)._by_panels for pattern in twins] == [False, True]
+    for fan_in in (least - 1, least):
+        factors = np.eye(2), np.ones((fan_in, 8))
+        layer = SparseLinear(np.kron(*(factors[::-1] if lie_apart else factors)))
+        assert layer._by_panels == (fan_in == least)
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

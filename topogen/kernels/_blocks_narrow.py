@@ -15,7 +15,9 @@ from topogen.kernels._block_vector import add_tile_product, tile_outer_products
 from topogen.kernels._column_sums import add_columns, column_pieces
 from topogen.kernels._compile import kernel
 from topogen.kernels._memory import floats_at, ints_at
-from topogen.kernels._tiled import Floats, move, read_rows, write_rows
+from topogen.kernels._openmp import Team
+from topogen.kernels._spread import spread
+from topogen.kernels._tiled import NOT_SPACED, Floats, move, read_rows, write_rows
 from topogen.kernels._vector import VECTOR_BYTES
 
 __all__ = ["narrow_gradients_kernel", "narrow_product_kernel"]
@@ -24,31 +26,14 @@ _ROWS = 64  # of the matrix in one stripe, about; as many whole blocks as that
 
 
 @kernel
-def _read_stripe(
-    x: Floats, batch: int, features: int, start: int, width: int, row: int, rows: int, out: Floats
-) -> None:
-    """``out[i, b] = x[start + b, row + i]`` for one tile of samples and any number of rows."""
-    lanes = VECTOR_BYTES // x.itemsize
-    for r in range(0, rows, lanes):
-        read_rows(x, batch, features, start, width, row + r, min(lanes, rows - r), out, r * width)
-
-
-@kernel
-def _write_stripe(
-    y: Floats, batch: int, features: int, start: int, width: int, row: int, rows: int, block: Floats
-) -> None:
-    """``y[start + b, row + i] = block[i, b]`` for one tile of samples, as far as the batch goes."""
-    lanes = VECTOR_BYTES // y.itemsize
-    for r in range(0, rows, lanes):
-        write_rows(y, batch, features, start, width, row + r, min(lanes, rows - r), block, r * width)
-
-
-@kernel
 def narrow_product_kernel(
-    packed: Floats, counters: NDArray[np.int64], x_at: int, values_at: int, permutation_at: int, indptr_at: int,
-    indices_at: int, bias_at: int, y_at: int, batch: int, inputs: int, outputs: int, blocks: int, block: int, tile: int,
+    team: Team, packed: Floats, counters: NDArray[np.int64], x_at: int, values_at: int, permutation_at: int,
+    indptr_at: int, indices_at: int, bias_at: int, y_at: int, batch: int, inputs: int, outputs: int, blocks: int,
+    block: int, tile: int,
 ) -> None:  # fmt: skip
     """Compute y; the block at ``permutation[k]`` joins the inputs ``indices[k]`` to the outputs whose turn it is."""
+    if spread(team):
+        return
     lanes, group = VECTOR_BYTES // packed.itemsize, max(1, _ROWS // block)
     columns, tiles = outputs // block, (batch + tile - 1) // tile
     x, y = floats_at(x_at, batch * inputs, packed), floats_at(y_at, batch * outputs, packed)
@@ -58,7 +43,7 @@ def narrow_product_kernel(
     order = permutation if len(permutation) else indices  # some array that may be read
     sums = np.empty(group * block * tile, packed.dtype)
 
-    move(x, batch, inputs, tile, packed, 1, counters)
+    move(x, batch, inputs, tile, packed, NOT_SPACED, 1, 0, 1, counters)
     stripes = (columns + group - 1) // group
     chunk = claim(counters, 2 * SLOT)
     while chunk < tiles * stripes:  # tile after tile, so that all threads keep the same one in the cache
@@ -72,7 +57,7 @@ def narrow_product_kernel(
                 sums, c * block * tile, values, 1, block, block, order, len(permutation), indices, begin, end,
                 packed, start * inputs, tile // lanes,
             )  # fmt: skip
-        _write_stripe(y, batch, outputs, start, tile, first * block, count * block, sums)
+        write_rows(y, batch, outputs, start, tile, first * block, count * block, sums)
         claim(counters, 3 * SLOT)
         chunk = claim(counters, 2 * SLOT)
     wait_until(counters, 3 * SLOT, tiles * stripes)
@@ -80,11 +65,13 @@ def narrow_product_kernel(
 
 @kernel
 def narrow_gradients_kernel(
-    packed: Floats, counters: NDArray[np.int64], dy_at: int, x_at: int, values_at: int, indptr_at: int, indices_at: int,
-    dx_at: int, dvalues_at: int, dbias_at: int, batch: int, inputs: int, outputs: int, blocks: int, block: int,
-    tile: int,
+    team: Team, packed: Floats, counters: NDArray[np.int64], dy_at: int, x_at: int, values_at: int, indptr_at: int,
+    indices_at: int, dx_at: int, dvalues_at: int, dbias_at: int, batch: int, inputs: int, outputs: int, blocks: int,
+    block: int, tile: int,
 ) -> None:  # fmt: skip
     """Compute dvalues and dx, and the sums of the columns of dy as dbias."""
+    if spread(team):
+        return
     lanes, group = VECTOR_BYTES // packed.itemsize, max(1, _ROWS // block)
     rows, tiles = inputs // block, (batch + tile - 1) // tile
     dy, x = floats_at(dy_at, batch * outputs, packed), floats_at(x_at, batch * inputs, packed)
@@ -94,7 +81,7 @@ def narrow_gradients_kernel(
     indptr, indices = ints_at(indptr_at, rows + 1), ints_at(indices_at, blocks)
     x_tile, dx_tile = np.empty(group * block * tile, x.dtype), np.empty(group * block * tile, x.dtype)
 
-    move(dy, batch, outputs, tile, packed, 1, counters)
+    move(dy, batch, outputs, tile, packed, NOT_SPACED, 1, 0, 1, counters)
     stripes = (rows + group - 1) // group
     done = 4 * SLOT
     chunk = claim(counters, 2 * SLOT) - column_pieces(dbias)
@@ -108,7 +95,7 @@ def narrow_gradients_kernel(
         count = min(group, rows - first)
         wait_until(counters, done + stripe * SLOT, number)  # value gradients add up tile by tile, whoever computes them
         dx_tile[: count * block * tile] = 0
-        _read_stripe(x, batch, inputs, start, tile, first * block, count * block, x_tile)
+        read_rows(x, batch, inputs, start, tile, first * block, count * block, x_tile)
         for c in range(count):
             begin, end = np.int64(indptr[first + c]), np.int64(indptr[first + c + 1])
             if len(dvalues):
@@ -123,7 +110,7 @@ def narrow_gradients_kernel(
                     packed, start * outputs, tile // lanes,
                 )  # fmt: skip
         if len(dx):
-            _write_stripe(dx, batch, inputs, start, tile, first * block, count * block, dx_tile)
+            write_rows(dx, batch, inputs, start, tile, first * block, count * block, dx_tile)
         claim(counters, done + stripe * SLOT)
         claim(counters, 3 * SLOT)
         chunk = claim(counters, 2 * SLOT) - column_pieces(dbias)

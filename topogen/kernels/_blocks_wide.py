@@ -20,6 +20,8 @@ from topogen.kernels._block_vector import STRIP, add_outer_products, add_product
 from topogen.kernels._column_sums import add_columns, column_pieces
 from topogen.kernels._compile import kernel
 from topogen.kernels._memory import floats_at, ints_at
+from topogen.kernels._openmp import Team
+from topogen.kernels._spread import spread
 from topogen.kernels._tiled import Floats
 from topogen.kernels._vector import VECTOR_BYTES, transpose
 
@@ -92,10 +94,13 @@ def _turn(out: Floats, values: Floats, at: int, block: int) -> None:
 
 @kernel
 def wide_product_kernel(
-    packed: Floats, counters: NDArray[np.int64], x_at: int, values_at: int, permutation_at: int, indptr_at: int,
-    indices_at: int, bias_at: int, y_at: int, batch: int, inputs: int, outputs: int, blocks: int, block: int, tile: int,
+    team: Team, packed: Floats, counters: NDArray[np.int64], x_at: int, values_at: int, permutation_at: int,
+    indptr_at: int, indices_at: int, bias_at: int, y_at: int, batch: int, inputs: int, outputs: int, blocks: int,
+    block: int, tile: int,
 ) -> None:  # fmt: skip
     """Compute y; the block at ``permutation[k]`` joins the panel ``indices[k]`` to the one whose turn it is."""
+    if spread(team):
+        return
     lanes = VECTOR_BYTES // packed.itemsize
     columns, tiles = outputs // block, (batch + tile - 1) // tile
     x, y = floats_at(x_at, batch * inputs, packed), floats_at(y_at, batch * outputs, packed)
@@ -125,11 +130,13 @@ def wide_product_kernel(
 
 @kernel
 def wide_gradients_kernel(
-    packed: Floats, counters: NDArray[np.int64], dy_at: int, x_at: int, values_at: int, indptr_at: int, indices_at: int,
-    dx_at: int, dvalues_at: int, dbias_at: int, batch: int, inputs: int, outputs: int, blocks: int, block: int,
-    tile: int,
+    team: Team, packed: Floats, counters: NDArray[np.int64], dy_at: int, x_at: int, values_at: int, indptr_at: int,
+    indices_at: int, dx_at: int, dvalues_at: int, dbias_at: int, batch: int, inputs: int, outputs: int, blocks: int,
+    block: int, tile: int,
 ) -> None:  # fmt: skip
     """Compute dvalues and dx, and the sums of the columns of dy as dbias."""
+    if spread(team):
+        return
     lanes = VECTOR_BYTES // packed.itemsize
     rows, tiles = inputs // block, (batch + tile - 1) // tile
     dy, x = floats_at(dy_at, batch * outputs, packed), floats_at(x_at, batch * inputs, packed)

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from topogen.errors import SpecError
 from topogen.kernels._arguments import Arguments
 from topogen.kernels._atomics import SLOT
-from topogen.kernels._grid import Window, plan
+from topogen.kernels._grid import plan
 from topogen.kernels._images import HEAD, convolution_gradients_kernel, convolution_kernel
 from topogen.kernels._scratch import borrowed
 from topogen.kernels._team import run, useful_threads
 from topogen.kernels._tiled import Floats, Ints
+from topogen.kernels._window import Window
 
-__all__ = ["Window", "convolution_gradients", "convolve"]
+__all__ = ["convolution_gradients", "convolve"]
 
 
 def convolve(

@@ -23,31 +23,15 @@ from numpy.typing import NDArray
 
 from topogen.errors import SpecError
 from topogen.kernels._vector import MAX_VECTORS, VECTOR_BYTES
+from topogen.kernels._window import Window
 
-__all__ = ["Grid", "Places", "Plan", "Strips", "Window", "plan"]
+__all__ = ["Grid", "Places", "Plan", "Strips", "plan"]
 
 Places = NDArray[np.int64]
 
 _STRIP_BYTES = 1 << 19  # half of a second-level cache
 _ENOUGH = 8  # chunks of work, for as many threads as can share them
 _LIMIT = 1 << 31
-
-
-class Window(NamedTuple):
-    """The kernel's size and how it moves, each for (rows, columns); `padding` counts zeros before and after."""
-
-    size: tuple[int, int]
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, bottom, left, right
-    dilation: tuple[int, int] = (1, 1)
-
-    def output(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width of the result; not positive where the kernel does not fit in."""
-        top, bottom, left, right = self.padding
-        return (
-            (height + top + bottom - self.dilation[0] * (self.size[0] - 1) - 1) // self.stride[0] + 1,
-            (width + left + right - self.dilation[1] * (self.size[1] - 1) - 1) // self.stride[1] + 1,
-        )
 
 
 class Grid(NamedTuple):

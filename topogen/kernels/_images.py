@@ -15,6 +15,8 @@ from topogen.kernels._atomics import SLOT, claim, wait_until
 from topogen.kernels._compile import kernel
 from topogen.kernels._copy import copy_run
 from topogen.kernels._grid import Grid, Places, Strips
+from topogen.kernels._openmp import Team
+from topogen.kernels._spread import spread
 from topogen.kernels._tiled import Floats, Ints
 from topogen.kernels._vector import VECTOR_BYTES, row_gradients, row_product
 
@@ -78,6 +80,7 @@ def _is_read(indptr: Ints, channel: int, channels: int) -> bool:
 
 @kernel
 def convolution_kernel(
+    team: Team,
     x: Floats,
     values: Floats,
     indptr: Ints,
@@ -97,6 +100,8 @@ def convolution_kernel(
     counters: NDArray[np.int64],
 ) -> None:
     """Compute `y`. An output has at most `longest` weights."""
+    if spread(team):
+        return
     lanes, step = VECTOR_BYTES // x.itemsize, (grid.stride_rows, grid.stride_columns)
     size, out_size = (grid.height, grid.width), (grid.out_height, grid.out_width)
     phases, runs = grid.phases, grid.channels * grid.phases * strips.run
@@ -158,6 +163,7 @@ def convolution_kernel(
 
 @kernel
 def convolution_gradients_kernel(
+    team: Team,
     dy: Floats,
     x: Floats,
     values: Floats,
@@ -178,6 +184,8 @@ def convolution_gradients_kernel(
 
     A channel has at most `longest` weights. Value gradients add up strip by strip, whoever computes them.
     """
+    if spread(team):
+        return
     lanes, step = VECTOR_BYTES // x.itemsize, (grid.stride_rows, grid.stride_columns)
     size, out_size = (grid.height, grid.width), (grid.out_height, grid.out_width)
     columns, runs = grid.out_width + grid.halo_columns, grid.outputs * strips.run

@@ -18,8 +18,6 @@ from topogen.errors import SpecError
 from topogen.kernels._arguments import Arguments
 from topogen.kernels._atomics import SLOT
 from topogen.kernels._panel_passes import (
-    MOVE_SLOTS,
-    NOT_SPACED,
     SPACING,
     STRIPE,
     Group,
@@ -32,7 +30,7 @@ from topogen.kernels._panel_plan import plan_panels
 from topogen.kernels._panel_vector import MEMBERS
 from topogen.kernels._scratch import borrowed
 from topogen.kernels._team import run, useful_threads
-from topogen.kernels._tiled import Floats, Ints
+from topogen.kernels._tiled import NOT_SPACED, Floats, Ints
 from topogen.kernels._vector import MAX_VECTORS, VECTOR_BYTES
 
 __all__ = ["gradients_panels", "gradients_panels_columns", "multiply_panels", "multiply_panels_columns", "plan_panels"]
@@ -101,11 +99,12 @@ def multiply_panels(
     places = inputs + (inputs >> SPACING)
     for rows, group in _chunks(batch, inputs, places + outputs, x.itemsize):
         groups, samples, _ = group
-        counters = np.zeros((2 * MOVE_SLOTS + 2) * SLOT, np.int64)
+        useful = useful_threads(threads, len(values) * len(rows))
+        counters = np.zeros(3 * (1 + useful) * SLOT, np.int64)
         with borrowed(groups * samples * (places + outputs), x.dtype) as scratch:
             x_rows, y_rows = x[rows.start * inputs : rows.stop * inputs], y[rows.start * outputs : rows.stop * outputs]
             args = (x_rows, values, plan, bias_, y_rows, inputs, outputs, group, scratch, counters)
-            run(product_of_packed, args, useful_threads(threads, len(values) * len(rows)))
+            run(product_of_packed, args, useful)
     return out
 
 
@@ -180,14 +179,15 @@ def gradients_panels(
     with borrowed(unwanted, x.dtype) as sink:  # without value gradients the pass is as fast as another kernel would be
         for rows, group in _chunks(batch, outputs, neurons, x.itemsize):
             groups, samples, _ = group
-            counters = _counters(inputs, len(to_bias), 3 * MOVE_SLOTS)
+            useful = useful_threads(threads, 2 * len(values) * len(rows))
+            counters = _counters(inputs, len(to_bias), useful, moves=3)
             of_x, of_y = (slice(rows.start * width, rows.stop * width) for width in (inputs, outputs))
             with borrowed(groups * samples * neurons, x.dtype) as scratch:
                 args = (
                     dy[of_y], x[of_x], values, indptr, plan, to_x[of_x], sink if dvalues is None else to_values,
                     to_bias, outputs, group, rows.start > 0, totals, scratch, counters,
                 )  # fmt: skip
-                run(gradients_of_packed, args, useful_threads(threads, 2 * len(values) * len(rows)))
+                run(gradients_of_packed, args, useful)
 
 
 def multiply_panels_columns(
@@ -234,8 +234,9 @@ def multiply_panels_columns(
     x, values = check.floats("x", x_GIS, x_GIS.size), check.floats("values", values, values.size)
     plan, bias_ = check.ints("plan", plan, plan.size), check.floats("bias", bias, outputs)
     y = check.target("out", out, groups * outputs * samples)
-    args = (x, values, plan, bias_, y, inputs, outputs, group, NOT_SPACED, np.zeros(2 * SLOT, np.int64))
-    run(product_of_panels, args, useful_threads(threads, len(values) * groups * samples))
+    useful = useful_threads(threads, len(values) * groups * samples)
+    args = (x, values, plan, bias_, y, inputs, outputs, group, NOT_SPACED, np.zeros((1 + useful) * SLOT, np.int64))
+    run(product_of_panels, args, useful)
     return out
 
 
@@ -283,12 +284,13 @@ def gradients_panels_columns(
         to_bias[:] = 0
         return
     totals, unwanted = np.empty(len(to_bias), np.float64), len(values) if dvalues is None else 0
+    useful = useful_threads(threads, 2 * len(values) * groups * samples)
     with borrowed(unwanted, x.dtype) as sink:
         args = (
             dy, x, values, indptr, plan, to_x, sink if dvalues is None else to_values, to_bias, outputs, group,
-            NOT_SPACED, False, totals, _counters(inputs, len(to_bias), 0),
+            NOT_SPACED, False, totals, _counters(inputs, len(to_bias), useful),
         )  # fmt: skip
-        run(gradients_of_panels, args, useful_threads(threads, 2 * len(values) * groups * samples))
+        run(gradients_of_panels, args, useful)
 
 
 def _chunks(batch: int, gathered: int, neurons: int, itemsize: int) -> Iterator[tuple[range, Group]]:
@@ -320,6 +322,7 @@ def _group(owner: str, groups: int, samples: int, batch: int | None, itemsize: i
     return groups, samples, present - (groups - 1) * samples
 
 
-def _counters(rows: int, sums: int, before: int) -> NDArray[np.int64]:
+def _counters(rows: int, sums: int, threads: int, *, moves: int = 0) -> NDArray[np.int64]:
     stripe = STRIPE * MEMBERS
-    return np.zeros((before + 2 + -(-rows // stripe) + -(-sums // stripe)) * SLOT, np.int64)
+    parts = -(-rows // stripe) + -(-sums // stripe)
+    return np.zeros(((moves + 1) * (1 + threads) + parts) * SLOT, np.int64)

@@ -14,6 +14,8 @@ from numpy.typing import DTypeLike, NDArray
 from topogen.kernels._arguments import Arguments
 from topogen.kernels._atomics import SLOT, claim, wait_until
 from topogen.kernels._compile import kernel
+from topogen.kernels._openmp import Team
+from topogen.kernels._spread import spread
 from topogen.kernels._team import run
 from topogen.kernels._vector import VECTOR_BYTES, _Emitter, emitted
 
@@ -70,7 +72,11 @@ def fma_peak(dtype: DTypeLike = np.float32, *, threads: int = 1, repeats: int = 
 
 
 @kernel
-def _multiply_adds(sums: NDArray[Any], chains: int, chunks: int, rounds: int, counters: NDArray[np.int64]) -> None:
+def _multiply_adds(
+    team: Team, sums: NDArray[Any], chains: int, chunks: int, rounds: int, counters: NDArray[np.int64]
+) -> None:
+    if spread(team):
+        return
     while claim(counters, 0) < chunks:
         if chains == _CHAINS[0]:
             _few_chains(sums, rounds)

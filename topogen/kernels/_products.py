@@ -3,9 +3,9 @@
 Legend: B = batch, I = inputs, O = outputs; `x_BI` has shape (B, I).
 
 How it works. The samples of one neuron must lie side by side for vector instructions, but (batch, features) keeps the
-features together: each call first packs its operands into feature-major tiles, which is the transpose, and unpacks what
-it returns. A tile is chosen so that all neurons that are read at random stay in the second-level cache while the rows
-of the matrix pass over it.
+features together: each call first packs the operand that is read at random into feature-major tiles, which is the
+transpose; of the others a thread turns one stripe at a time, as it needs it. A tile is chosen so that all neurons that
+are read at random stay in the second-level cache while the rows of the matrix pass over it.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def multiply(
 
     Notes
     -----
-    nnz * B multiply-adds. Scratch memory, kept for the next call: nnz elements for a permutation, and B * (I + O), but
-    little more than 16 MiB of these, since a larger batch is walked in panels.
+    nnz * B multiply-adds. Scratch memory, kept for the next call: nnz elements for a permutation, and B * I, but little
+    more than 4 MiB of these, since a larger batch is walked in panels.
 
     Examples
     --------
@@ -186,8 +186,8 @@ def gradients(
 
     Notes
     -----
-    At most 2 nnz * B multiply-adds; nothing of size I * O is allocated. Scratch memory: B * (2 I + O)
-    elements, but little more than 16 MiB, kept for the next call.
+    At most 2 nnz * B multiply-adds; nothing of size I * O is allocated. Scratch memory: B * O elements, but little more
+    than 4 MiB, kept for the next call.
 
     Examples
     --------

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from topogen.kernels._arguments import Arguments
 from topogen.kernels._atomics import SLOT, claim, wait_until
 from topogen.kernels._compile import kernel
+from topogen.kernels._openmp import Team
+from topogen.kernels._spread import spread
 from topogen.kernels._team import run
 from topogen.kernels._tiled import Floats, Ints
 
@@ -66,7 +68,11 @@ def scatter(values: Floats, indptr: Ints, indices: Ints, *, out: Floats, threads
 
 
 @kernel
-def _scatter(values: Floats, indptr: Ints, indices: Ints, dense: Floats, counters: NDArray[np.int64]) -> None:
+def _scatter(
+    team: Team, values: Floats, indptr: Ints, indices: Ints, dense: Floats, counters: NDArray[np.int64]
+) -> None:
+    if spread(team):
+        return
     rows = len(indptr) - 1
     columns, chunks = len(dense) // max(rows, 1), (rows + _ROWS - 1) // _ROWS
     chunk = claim(counters, 0)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from topogen.kernels._atomics import SLOT, claim, wait_until
 from topogen.kernels._compile import kernel
 from topogen.kernels._memory import floats_at, ints_at
+from topogen.kernels._openmp import Team
+from topogen.kernels._spread import spread
 from topogen.kernels._tiled import Floats
 
 __all__ = ["single_gradients_kernel", "single_product_kernel"]
@@ -21,10 +23,12 @@ _ROWS = 64  # of one chunk
 
 @kernel
 def single_product_kernel(
-    scratch: Floats, counters: NDArray[np.int64], x_at: int, values_at: int, indptr_at: int, indices_at: int,
-    bias_at: int, y_at: int, inputs: int, outputs: int, connections: int, parts: int,
+    team: Team, scratch: Floats, counters: NDArray[np.int64], x_at: int, values_at: int, indptr_at: int,
+    indices_at: int, bias_at: int, y_at: int, inputs: int, outputs: int, connections: int, parts: int,
 ) -> None:  # fmt: skip
     """Compute ``y = x @ W + bias``, each part of the inputs in a row of scratch memory of its own, then their sum."""
+    if spread(team):
+        return
     x, values = floats_at(x_at, inputs, scratch), floats_at(values_at, connections, scratch)
     indptr, indices = ints_at(indptr_at, inputs + 1), ints_at(indices_at, connections)
     part = claim(counters, 0)
@@ -51,10 +55,12 @@ def single_product_kernel(
 
 @kernel
 def single_gradients_kernel(
-    kind: Floats, counters: NDArray[np.int64], dy_at: int, x_at: int, values_at: int, indptr_at: int, indices_at: int,
-    dx_at: int, dvalues_at: int, dbias_at: int, inputs: int, outputs: int, connections: int,
+    team: Team, kind: Floats, counters: NDArray[np.int64], dy_at: int, x_at: int, values_at: int, indptr_at: int,
+    indices_at: int, dx_at: int, dvalues_at: int, dbias_at: int, inputs: int, outputs: int, connections: int,
 ) -> None:  # fmt: skip
     """Compute ``dx = dy @ W.T``, ``dvalues[k] = x[i] * dy[indices[k]]`` and ``dbias = dy``, each with an address."""
+    if spread(team):
+        return
     dy, x = floats_at(dy_at, outputs, kind), floats_at(x_at, inputs, kind)
     values, dbias = floats_at(values_at, connections, kind), floats_at(dbias_at, outputs, kind)
     indptr, indices = ints_at(indptr_at, inputs + 1), ints_at(indices_at, connections)

@@ -1,4 +1,4 @@
-"""Threads that help the calling thread with one kernel call."""
+"""Threads that help the calling thread with one kernel call: an OpenMP runtime's, or some of our own."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
+from topogen.kernels import _openmp
+from topogen.kernels._openmp import ALONE
+
 __all__ = ["run", "useful_threads"]
 
 _WORTH_A_THREAD = 2_000_000  # multiply-adds, about 50 microseconds; waking a helper takes 20
+_WORTH_OPENMP = 300_000  # its threads stay awake for a while and take 2
 
 Job = list[tuple[Callable[..., Any], tuple[Any, ...]]]  # one call, or none any more
 
@@ -68,20 +72,27 @@ class _Team:
 
 
 def run(kernel: Callable[..., Any], args: tuple[Any, ...], threads: int) -> None:
-    """Call ``kernel(*args)`` in this thread and in up to `threads` - 1 helpers; return when all its work is done."""
-    if threads > 1:
-        _team.run(kernel, args, threads)
+    """Call ``kernel(team, *args)`` in this thread and in up to `threads` - 1 others; return when all work is done."""
+    if threads <= 1:
+        kernel(ALONE, *args)
+    elif _openmp.runtime[0]:
+        kernel((*_openmp.runtime, threads), *args)
     else:
-        kernel(*args)
+        _team.run(kernel, ((0, 0, threads), *args), threads)
 
 
 def useful_threads(threads: int, multiply_adds: int) -> int:
-    """Return how many of so many threads are worth waking."""
+    """Return how many of so many threads are worth waking.
+
+    Of OpenMP's it is one or all: the runtime ends threads that one call leaves out and starts them for the next.
+    """
+    if _openmp.runtime[0]:
+        return threads if multiply_adds >= _WORTH_OPENMP else 1
     return min(threads, 1 + multiply_adds // _WORTH_A_THREAD)
 
 
 def _renew() -> None:
-    """Start afresh: a forked child has its parent's team but none of its threads."""
+    """Start afresh: a forked child has its parent's team, but none of its threads."""
     global _team
     _team = _Team()
 

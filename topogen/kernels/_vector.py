@@ -22,7 +22,16 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["MAX_VECTORS", "VECTOR_BYTES", "emitted", "row_gradients", "row_product", "row_sum", "transpose"]
+__all__ = [
+    "MAX_VECTORS",
+    "VECTOR_BYTES",
+    "emitted",
+    "gradients_by",
+    "row_gradients",
+    "row_product",
+    "row_sum",
+    "transpose",
+]
 
 VECTOR_BYTES = 64
 MAX_VECTORS = 6
@@ -250,79 +259,87 @@ def row_product(
     return signature, generate
 
 
-@emitted
-def row_gradients(
-    typingctx, dx, dx_at, x, x_at, dvalues, first, need_dx, values, indices, begin, end,
-    source, base, stride, vectors, tail,
-):  # fmt: skip
-    """Compute both gradients of one row, for one tile of samples: each loaded vector serves two multiply-adds.
+def gradients_by(emitter: type[_Emitter]) -> Callable[..., Any]:
+    """Return `row_gradients` of samples that are loaded as the emitter does it."""
 
-    With ``dy(k, b) = source[base + indices[k] * stride + b]`` and k in [begin, end):
-    ``dx[dx_at + b] = sum_k values[k] * dy(k, b)`` where `need_dx`, and
-    ``dvalues[k] = sum_b x[x_at + b] * dy(k, b)``, added to what stands there unless this is the `first` tile.
-    """
+    @emitted
+    def row_gradients(
+        typingctx, dx, dx_at, x, x_at, dvalues, first, need_dx, values, indices, begin, end,
+        source, base, stride, vectors, tail,
+    ):  # fmt: skip
+        """Compute both gradients of one row, for one tile of samples: each loaded vector serves two multiply-adds.
 
-    def generate(context, builder, signature, args):
-        emit = _Emitter(context, builder, dx.dtype)
-        dx_to, x_from = emit.pointer(dx, args[0], args[1]), emit.pointer(x, args[2], args[3])
-        gradient_at = emit.pointer(dvalues, args[4])
-        is_first, wants_dx = (builder.icmp_unsigned("!=", args[i], args[i].type(0)) for i in (5, 6))
-        value_at, index_at = emit.pointer(values, args[7]), emit.pointer(indices, args[8])
-        begin, end, origin, stride = args[9], args[10], emit.pointer(source, args[11], args[12]), args[13]
+        With ``dy(k, b) = source[base + indices[k] * stride + b]`` and k in [begin, end):
+        ``dx[dx_at + b] = sum_k values[k] * dy(k, b)`` where `need_dx`, and
+        ``dvalues[k] = sum_b x[x_at + b] * dy(k, b)``, added to what stands there unless this is the `first` tile.
+        """
 
-        def accumulate(sums, k):
-            """Write or add the finished sums of connections k, k + 1, ..."""
-            old = builder.select(is_first, emit.zero(sums.type.count), emit.load(gradient_at, k, sums.type.count))
-            emit.store(builder.fadd(sums, old), gradient_at, k)
+        def generate(context, builder, signature, args):
+            emit = emitter(context, builder, dx.dtype)
+            dx_to, x_from = emit.pointer(dx, args[0], args[1]), emit.pointer(x, args[2], args[3])
+            gradient_at = emit.pointer(dvalues, args[4])
+            is_first, wants_dx = (builder.icmp_unsigned("!=", args[i], args[i].type(0)) for i in (5, 6))
+            value_at, index_at = emit.pointer(values, args[7]), emit.pointer(indices, args[8])
+            begin, end, origin, stride = args[9], args[10], emit.pointer(source, args[11], args[12]), args[13]
 
-        def both(k, mask, x_samples, dx_sums):
-            """One connection: new sums of dx (none if `dx_sums` is empty) and the lanes of its value's gradient."""
-            neuron = builder.mul(emit.index(index_at, k), stride)
-            value = emit.splat(builder.load(builder.gep(value_at, [k]))) if dx_sums else None
-            new_sums, product = [], emit.zero()
-            for j, dy in enumerate(emit.load_tile(origin, neuron, len(x_samples), mask)):
-                product = emit.multiply_add(x_samples[j], dy, product) if j else builder.fmul(x_samples[j], dy)
-                if dx_sums:
-                    new_sums.append(emit.multiply_add(value, dy, dx_sums[j]))
-            return new_sums, product
+            def accumulate(sums, k):
+                """Write or add the finished sums of connections k, k + 1, ..."""
+                old = builder.select(is_first, emit.zero(sums.type.count), emit.load(gradient_at, k, sums.type.count))
+                emit.store(builder.fadd(sums, old), gradient_at, k)
 
-        def row(count, mask, with_dx):
-            group, chains = min(_GRADIENT_GROUP[count], emit.lanes), _GRADIENT_CHAINS[count] if with_dx else 0
-            x_samples = emit.load_tile(x_from, _i64(0), count, mask)
+            def both(k, mask, x_samples, dx_sums):
+                """One connection: new sums of dx (none if `dx_sums` is empty) and the lanes of its value's gradient."""
+                neuron = builder.mul(emit.index(index_at, k), stride)
+                value = emit.splat(builder.load(builder.gep(value_at, [k]))) if dx_sums else None
+                new_sums, product = [], emit.zero()
+                for j, dy in enumerate(emit.load_tile(origin, neuron, len(x_samples), mask)):
+                    product = emit.multiply_add(x_samples[j], dy, product) if j else builder.fmul(x_samples[j], dy)
+                    if dx_sums:
+                        new_sums.append(emit.multiply_add(value, dy, dx_sums[j]))
+                return new_sums, product
 
-            def many(k, sums):
-                sums, products = list(sums), []
-                for g in range(group):
-                    chain = slice(g % chains * count, (g % chains + 1) * count) if with_dx else slice(0)
-                    sums[chain], product = both(builder.add(k, _i64(g)), mask, x_samples, sums[chain])
-                    products.append(product)
-                accumulate(emit.lane_sums(products), k)
-                return sums
+            def row(count, mask, with_dx):
+                group, chains = min(_GRADIENT_GROUP[count], emit.lanes), _GRADIENT_CHAINS[count] if with_dx else 0
+                x_samples = emit.load_tile(x_from, _i64(0), count, mask)
 
-            def one(k, sums):
-                sums, product = both(k, mask, x_samples, sums)
-                accumulate(emit.lane_sums([product]), k)
-                return sums
+                def many(k, sums):
+                    sums, products = list(sums), []
+                    for g in range(group):
+                        chain = slice(g % chains * count, (g % chains + 1) * count) if with_dx else slice(0)
+                        sums[chain], product = both(builder.add(k, _i64(g)), mask, x_samples, sums[chain])
+                        products.append(product)
+                    accumulate(emit.lane_sums(products), k)
+                    return sums
 
-            k, sums = emit.loop(begin, end, group, [emit.zero()] * (count * chains), many)
-            _, tail = emit.loop(k, end, 1, sums[:count], one)
-            if with_dx:
-                total = emit.add_all([tail, *(sums[c * count : (c + 1) * count] for c in range(1, chains))])
-                emit.store_tile(total, dx_to, mask)
+                def one(k, sums):
+                    sums, product = both(k, mask, x_samples, sums)
+                    accumulate(emit.lane_sums([product]), k)
+                    return sums
 
-        for count, mask in emit.each_width(args[14], args[15]):
-            with builder.if_else(wants_dx) as (yes, no):
-                with yes:
-                    row(count, mask, with_dx=True)
-                with no:
-                    row(count, mask, with_dx=False)
-        return context.get_dummy_value()
+                k, sums = emit.loop(begin, end, group, [emit.zero()] * (count * chains), many)
+                _, tail = emit.loop(k, end, 1, sums[:count], one)
+                if with_dx:
+                    total = emit.add_all([tail, *(sums[c * count : (c + 1) * count] for c in range(1, chains))])
+                    emit.store_tile(total, dx_to, mask)
 
-    i64, flag = types.int64, types.boolean
-    signature = types.void(
-        dx, i64, x, i64, dvalues, flag, flag, values, indices, i64, i64, source, i64, i64, i64, i64
-    )  # fmt: skip
-    return signature, generate
+            for count, mask in emit.each_width(args[14], args[15]):
+                with builder.if_else(wants_dx) as (yes, no):
+                    with yes:
+                        row(count, mask, with_dx=True)
+                    with no:
+                        row(count, mask, with_dx=False)
+            return context.get_dummy_value()
+
+        i64, flag = types.int64, types.boolean
+        signature = types.void(
+            dx, i64, x, i64, dvalues, flag, flag, values, indices, i64, i64, source, i64, i64, i64, i64
+        )  # fmt: skip
+        return signature, generate
+
+    return row_gradients
+
+
+row_gradients = gradients_by(_Emitter)
 
 
 @emitted

@@ -18,6 +18,7 @@ from topogen.kernels._panels import (
 )
 from topogen.kernels._products import gradients, multiply, multiply_vector
 from topogen.kernels._scatter import scatter
+from topogen.kernels.short_launch import short_gradients, short_product
 
 __all__ = ["warm_up"]
 
@@ -63,6 +64,12 @@ def warm_up() -> None:
             row, values = np.ones((1, block), dtype), np.ones((1, block, block), dtype)
             multiply_blocks(row, values, index, index[:1])
             gradients_blocks(row, row, values, index, index[:1], dx=row.copy(), dvalues=values.copy())
+    shorts, floats = np.zeros(3, np.uint16), np.zeros(2, np.float32)
+    x, values, y = (shorts[k:].ctypes.data for k in range(3))
+    long, dvalues = (floats[k:].ctypes.data for k in range(2))
+    starts, places = index.ctypes.data, index[:1].ctypes.data
+    short_product([x, values, places, starts, places, 0, y], 1, 1, 1, 1, 1)
+    short_gradients([x, values, long, starts, places, y, dvalues], 1, 1, 1, 1, 1)
     one, words = np.ones((1, 1), np.int64), np.ones((1, 1), np.uint64)
     predecessor_sums(index, index[:1], one[0], one, one.copy())
     predecessor_unions(index, index[:1], words, words.copy())

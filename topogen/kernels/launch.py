@@ -15,18 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topogen.kernels._atomics import SLOT
-from topogen.kernels._passes import MOVES, gradients_kernel, move_kernel, product_kernel
+from topogen.kernels._passes import gradients_kernel, move_kernel, product_kernel
 from topogen.kernels._plan import Plan, samples_per_group
 from topogen.kernels._scratch import borrowed
 from topogen.kernels._single import single_gradients_kernel, single_product_kernel
 from topogen.kernels._team import run, useful_threads
-from topogen.kernels._tiled import MOVE_SLOTS
 
 __all__ = ["NOTHING", "gradients", "gradients_columns", "move_rows", "product", "product_columns", "product_single"]
 
 NOTHING = {np.dtype(kind): np.empty(0, kind) for kind in (np.float32, np.float64)}
 
-_PANEL_BYTES = 1 << 24  # of packed samples: a larger batch is walked in panels
+_PANEL_BYTES = 1 << 22  # of packed samples: a larger batch is walked in panels, which stay in the cache
 _PART = 250_000  # connections: a single sample's product is cut into parts of about so many, at most 8
 _SLOWER = 16  # times is a multiply-add outside of vectors
 _NO_TOTALS = np.empty(0, np.float64)
@@ -40,17 +39,18 @@ def product(
     x, values, permutation, indptr, indices, bias, y = operands
     itemsize = kind.itemsize
     samples = samples_per_group(batch, inputs, itemsize)
-    panel = _panel(batch, samples, (inputs + outputs) * itemsize)
+    panel = _panel(batch, samples, inputs * itemsize)
     kept = connections if permutation else 0
-    with borrowed(kept + -(-panel // samples) * samples * (inputs + outputs), kind.dtype) as scratch:
+    with borrowed(kept + -(-panel // samples) * samples * inputs, kind.dtype) as scratch:
         for start in range(0, batch, panel):
             count = min(panel, batch - start)
             plan = _plan(count, samples, inputs, outputs, itemsize)
+            useful = useful_threads(threads, connections * count)
             args = (
-                scratch, _counters(outputs, plan), x + start * inputs * itemsize, values, permutation, indptr,
+                scratch, _counters(outputs, plan, useful), x + start * inputs * itemsize, values, permutation, indptr,
                 indices, bias, y + start * outputs * itemsize, count, inputs, outputs, connections, start == 0, plan[:],
             )  # fmt: skip
-            run(product_kernel, args, useful_threads(threads, connections * count))
+            run(product_kernel, args, useful)
 
 
 def product_single(
@@ -87,20 +87,21 @@ def gradients(
         if not dbias:
             return
         dx = inputs = connections = 0  # the bias is left
-    itemsize, neurons = kind.itemsize, outputs + (2 * inputs if dx else inputs)
+    itemsize, work = kind.itemsize, 2 * connections
     samples = samples_per_group(batch, outputs, itemsize)
-    panel = _panel(batch, samples, neurons * itemsize)
+    panel = _panel(batch, samples, outputs * itemsize)
     totals = np.empty(outputs, np.float64) if dbias else _NO_TOTALS
-    with borrowed(-(-panel // samples) * samples * neurons, kind.dtype) as scratch:
+    with borrowed(-(-panel // samples) * samples * outputs, kind.dtype) as scratch:
         for start in range(0, batch, panel):
             count = min(panel, batch - start)
             plan = _plan(count, samples, outputs, inputs, itemsize)
+            useful = useful_threads(threads, work * count)
             args = (
-                scratch, _counters(inputs + outputs, plan), totals, dy + start * outputs * itemsize,
+                scratch, _counters(inputs + outputs, plan, useful), totals, dy + start * outputs * itemsize,
                 x + start * inputs * itemsize, values, indptr, indices, dx and dx + start * inputs * itemsize,
                 dvalues, dbias, count, inputs, outputs, connections, start == 0, plan[:],
             )  # fmt: skip
-            run(gradients_kernel, args, useful_threads(threads, 2 * connections * count))
+            run(gradients_kernel, args, useful)
 
 
 def product_columns(
@@ -110,12 +111,13 @@ def product_columns(
     """Fill y (G, O, S), of whose last group `last` samples exist; see `topogen.kernels.multiply_columns`."""
     x, values, permutation, indptr, indices, bias, y = operands
     plan = Plan.of(groups, samples, last, inputs, outputs, kind.itemsize)
+    threads = useful_threads(threads, connections * groups * samples)
     with borrowed(connections if permutation else 0, kind.dtype) as scratch:
         args = (
-            scratch, _counters(outputs, plan), x, values, permutation, indptr, indices, bias, y,
+            scratch, _counters(outputs, plan, threads), x, values, permutation, indptr, indices, bias, y,
             0, inputs, outputs, connections, True, plan[:],
         )  # fmt: skip
-        run(product_kernel, args, useful_threads(threads, connections * groups * samples))
+        run(product_kernel, args, threads)
 
 
 def gradients_columns(
@@ -133,19 +135,21 @@ def gradients_columns(
         dx = inputs = connections = 0  # the bias is left
     plan = Plan.of(groups, samples, last, outputs, inputs, kind.itemsize)
     totals = np.empty(outputs, np.float64) if dbias else _NO_TOTALS
+    threads = useful_threads(threads, 2 * connections * groups * samples)
     args = (
-        kind, _counters(inputs + outputs, plan), totals, dy, x, values, indptr, indices, dx, dvalues, dbias,
+        kind, _counters(inputs + outputs, plan, threads), totals, dy, x, values, indptr, indices, dx, dvalues, dbias,
         0, inputs, outputs, connections, True, plan[:],
     )  # fmt: skip
-    run(gradients_kernel, args, useful_threads(threads, 2 * connections * groups * samples))
+    run(gradients_kernel, args, threads)
 
 
 def move_rows(
     kind: NDArray[Any], rows: int, batch: int, features: int, samples: int, packed: int, forth: bool, threads: int
 ) -> None:
     """Copy (B, F) at `rows` into (G, F, S) at `packed` if `forth`, else back."""
-    args = (kind, np.zeros(MOVE_SLOTS * SLOT, np.int64), rows, batch, features, samples, packed, int(forth))
-    run(move_kernel, args, useful_threads(threads, 8 * batch * features))
+    threads = useful_threads(threads, 8 * batch * features)
+    args = (kind, np.zeros((1 + threads) * SLOT, np.int64), rows, batch, features, samples, packed, int(forth))
+    run(move_kernel, args, threads)
 
 
 def _panel(batch: int, samples: int, bytes_of_sample: int) -> int:
@@ -159,6 +163,6 @@ def _plan(batch: int, samples: int, gathered: int, rows: int, itemsize: int) -> 
     return Plan.of(groups, samples, batch - (groups - 1) * samples, gathered, rows, itemsize)
 
 
-def _counters(rows: int, plan: Plan) -> NDArray[np.int64]:
-    # Sums and rows may both end in a part of a stripe.
-    return np.zeros((MOVES * MOVE_SLOTS + 4 + rows // plan.stripe) * SLOT, np.int64)
+def _counters(rows: int, plan: Plan, threads: int) -> NDArray[np.int64]:
+    # Those of the move, and the kernel's own; sums and rows may both end in a part of a stripe.
+    return np.zeros((2 * (1 + threads) + 2 + rows // plan.stripe) * SLOT, np.int64)

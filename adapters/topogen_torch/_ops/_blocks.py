@@ -6,7 +6,7 @@ output j of block k.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,17 +15,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from topogen.errors import SpecError
-from topogen.kernels import block_launch, launch
 from topogen_torch._ops._dense import announce_fallback
 from topogen_torch._ops._entry import KERNEL_DEVICES, admitted, in_long_floats
+from topogen_torch._ops._late import Late
 from topogen_torch._ops._linear import Index
+
+if TYPE_CHECKING:
+    from topogen.kernels import block_launch
+else:
+    block_launch = Late("topogen.kernels.block_launch")
 
 __all__ = ["block_linear", "blocks_to_dense", "dense_block_linear"]
 
 _OWNER = "BlockSparseLinear"
 _KINDS: dict[torch.dtype, NDArray[Any]] = {
-    torch.float32: launch.NOTHING[np.dtype(np.float32)],
-    torch.float64: launch.NOTHING[np.dtype(np.float64)],
+    torch.float32: np.empty(0, np.float32),
+    torch.float64: np.empty(0, np.float64),
 }
 
 torch.library.define(

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from topogen.errors import SpecError
 from topogen_torch._ops import _cpu
 from topogen_torch._ops._dense import announce_fallback, to_dense
-from topogen_torch._ops._entry import KERNEL_DEVICES, admitted, in_long_floats
+from topogen_torch._ops._entry import KERNEL_DEVICES, admitted, first_order, in_long_floats
 from topogen_torch._ops._linear import Index
 
 __all__ = ["sparse_columns"]
@@ -65,7 +64,7 @@ class _SparseColumns(torch.autograd.Function):
         return _forward(x, values, bias, indptr_t, indices_t, permutation, batch)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         needs = ctx.needs_input_grad[:3]
         found = _backward(dy, *ctx.saved_tensors, ctx.batch, needs)

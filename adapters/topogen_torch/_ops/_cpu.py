@@ -5,7 +5,7 @@ A tensor's address is had in a tenth of the time of a numpy array, and leaves it
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,13 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from topogen.errors import SpecError
-from topogen.kernels import launch
+from topogen_torch._ops._late import Late
+
+if TYPE_CHECKING:
+    from topogen.kernels import launch
+else:
+    launch = Late("topogen.kernels.launch")
 
 __all__ = ["backward", "backward_columns", "forward", "forward_columns", "forward_single", "pack", "unpack"]
 
 _KINDS: dict[torch.dtype, NDArray[Any]] = {
-    torch.float32: launch.NOTHING[np.dtype(np.float32)],
-    torch.float64: launch.NOTHING[np.dtype(np.float64)],
+    torch.float32: np.empty(0, np.float32),
+    torch.float64: np.empty(0, np.float64),
 }
 
 

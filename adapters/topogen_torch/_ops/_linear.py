@@ -6,15 +6,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from topogen.errors import SpecError
 from topogen_torch._break_even import may_be_dense
-from topogen_torch._ops import _cpu, _crowded  # noqa: F401  # defines crowded_linear
+from topogen_torch._gpu import _connections
+from topogen_torch._gpu._choose import on_card
+from topogen_torch._ops import _cpu, _crowded, _entry  # noqa: F401  # _crowded defines crowded_linear
 from topogen_torch._ops._dense import announce_fallback, dense_linear
-from topogen_torch._ops._entry import KERNEL_DEVICES, admitted, in_long_floats
+from topogen_torch._ops._entry import admitted, first_order, in_long_floats
+from topogen_torch._ops._short import short_linear
 
-__all__ = ["Index", "sparse_linear"]
+__all__ = ["KERNEL_DEVICES", "Index", "sparse_linear"]
 
 torch.library.define(
     "topogen::sparse_linear",
@@ -31,6 +33,11 @@ torch.library.define(
 torch.library.impl("topogen::sparse_linear", "cpu")(_cpu.forward)
 torch.library.impl("topogen::sparse_single", "cpu")(_cpu.forward_single)
 torch.library.impl("topogen::sparse_linear_backward", "cpu")(_cpu.backward)
+torch.library.impl("topogen::sparse_linear", "cuda")(_connections.forward)
+torch.library.impl("topogen::crowded_linear", "cuda")(_connections.crowded_forward)
+torch.library.impl("topogen::sparse_linear_backward", "cuda")(_connections.backward)
+
+KERNEL_DEVICES = {*_entry.KERNEL_DEVICES, "cuda"}
 
 
 @torch.library.register_fake("topogen::sparse_linear")
@@ -77,25 +84,27 @@ class _SparseLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, *index: Tensor) -> Tensor:
         indptr, indices, indptr_t, indices_t, permutation = index
         ctx.save_for_backward(x, values, indptr, indices)
-        if x.shape[0] == 1:  # a captured graph is for one sample or for several in any case
+        if x.shape[0] == 1 and not on_card(x.device):  # a captured graph is for one sample or for several in any case
             return _single_forward(x, values, bias, indptr, indices, indptr_t.shape[0] - 1)
         if may_be_dense(values.shape[0], x.shape[1], indptr_t.shape[0] - 1):
             return _crowded_forward(x, values, bias, *index)
         return _forward(x, values, bias, indptr_t, indices_t, permutation)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         needs = ctx.needs_input_grad[:3]
-        found = _backward(dy, *ctx.saved_tensors, needs)
-        return (*(gradient if need else None for gradient, need in zip(found, needs, strict=True)), *(None,) * 5)
+        dx, dvalues, dbias = _backward(dy, *ctx.saved_tensors, needs)
+        found = dx if needs[0] else None, dvalues if needs[1] else None, dbias if needs[2] else None
+        return (*found, None, None, None, None, None)
 
 
 def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, out_features: int) -> Tensor:
     """Return ``x @ W + bias``, where W (in, out) has `values` at the connections of `index`.
 
-    float32 and float64 have kernels on the CPU; float16 and bfloat16 are computed there in float32 and rounded once.
-    On a device without a kernel the product is dense, and a warning says so once.
+    float32 and float64 have kernels on the CPU and on CUDA devices; float16 and bfloat16 are computed in float32 and
+    rounded once, in bfloat16 on the CPU without a float32 copy of many samples. On a device without a kernel the
+    product is dense, and a warning says so once.
 
     Parameters
     ----------
@@ -120,6 +129,9 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, 
     if x.device.type not in KERNEL_DEVICES:
         announce_fallback(x.device, in_features, out_features, values.itemsize)
         return dense_linear(x, values, bias, index.indptr, index.indices, out_features)
+    if x.dtype is torch.bfloat16 and not on_card(x.device):
+        y = short_linear(x.reshape(-1, in_features), values, bias, *index)
+        return y.view(*x.shape[:-1], out_features)
     return in_long_floats(lambda x, values, bias: _by_kernel(x, values, bias, index, out_features), x, values, bias)
 
 

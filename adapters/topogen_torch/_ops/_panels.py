@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from topogen import kernels
 from topogen.errors import SpecError
 from topogen_torch._ops import _cpu
 from topogen_torch._ops._arrays import array
 from topogen_torch._ops._dense import announce_fallback, dense_linear
-from topogen_torch._ops._entry import KERNEL_DEVICES, admitted, in_long_floats
+from topogen_torch._ops._entry import KERNEL_DEVICES, admitted, first_order, in_long_floats
 
 __all__ = ["PanelIndex", "panel_columns", "panel_linear"]
 
@@ -124,7 +123,7 @@ class _PanelLinear(torch.autograd.Function):
         return _forward(x, values, bias, panels_t, out_features, batch)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         needs = ctx.needs_input_grad[:3]
         found = _backward(dy, *ctx.saved_tensors, ctx.batch, needs)

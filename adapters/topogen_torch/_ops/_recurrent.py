@@ -14,7 +14,7 @@ Legend of shapes: R rows of all steps, B batch, G hidden_size, P size of the out
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from topogen_torch._ops._dense import announce_fallback, to_dense
-from topogen_torch._ops._entry import KERNEL_DEVICES
-from topogen_torch._ops._linear import Index
+from topogen_torch._ops._linear import KERNEL_DEVICES, Index
 
 __all__ = ["Step", "Weights", "sparse_gru", "sparse_lstm"]
 
 Step = tuple[int, int]  # first row, number of rows
+Observer = Callable[[Tensor, Tensor], None]
 
 _forward = torch.ops.topogen.sparse_linear.default
 _backward = torch.ops.topogen.sparse_linear_backward.default
@@ -44,6 +44,7 @@ class Weights(NamedTuple):
     bias: Tensor | None
     pattern: Index
     out_features: int
+    observer: Observer | None = None  # is told in the backward pass what was multiplied, and the product's gradient
 
     def usable(self, dtype: torch.dtype) -> Weights:
         """Return the weights in `dtype`; as a full matrix where there is no kernel, which is said once."""
@@ -79,7 +80,8 @@ def sparse_lstm(
     """
     index = hidden.pattern if projection is None else (*hidden.pattern, *projection.pattern)
     values = None if projection is None else projection.values
-    return _LSTM.apply(tuple(steps), gates, *state, hidden.values, hidden.bias, values, *index)
+    observers = (hidden.observer, None if projection is None else projection.observer)
+    return _LSTM.apply(tuple(steps), observers, gates, *state, hidden.values, hidden.bias, values, *index)
 
 
 def sparse_gru(steps: Sequence[Step], gates: Tensor, state: Sequence[Tensor], hidden: Weights) -> tuple[Tensor, ...]:
@@ -97,14 +99,14 @@ def sparse_gru(steps: Sequence[Step], gates: Tensor, state: Sequence[Tensor], hi
     -------
     outputs, h : Tensor, shapes (R, G) and (B, G)
     """
-    return _GRU.apply(tuple(steps), gates, *state, hidden.values, hidden.bias, *hidden.pattern)
+    return _GRU.apply(tuple(steps), hidden.observer, gates, *state, hidden.values, hidden.bias, *hidden.pattern)
 
 
 class _LSTM(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, steps: tuple[Step, ...], gates: Tensor, h: Tensor, c: Tensor, values: Tensor, bias: Tensor | None,
-        projection: Tensor | None, *index: Tensor,
+        ctx: Any, steps: tuple[Step, ...], observers: tuple[Observer | None, Observer | None], gates: Tensor,
+        h: Tensor, c: Tensor, values: Tensor, bias: Tensor | None, projection: Tensor | None, *index: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         size = c.shape[1]
         acts = gates.clone()  # becomes the activated gates
@@ -128,7 +130,7 @@ class _LSTM(torch.autograd.Function):
                 outputs[now] = new_h
                 h, c = _replaced(h, new_h), _replaced(c, new_c)
         ctx.save_for_backward(acts, before_h, before_c, tanh_c, values, projection, *index)
-        ctx.steps, ctx.has_bias = steps, bias is not None
+        ctx.steps, ctx.observers, ctx.has_bias = steps, observers, bias is not None
         return outputs, h, c
 
     @staticmethod
@@ -167,14 +169,21 @@ class _LSTM(torch.autograd.Function):
             if projection is not None:
                 assert d_projected is not None
                 d_projection, _ = _weight_gradients(d_projected, out * tanh_c, projection, index[5:], False, None)
-        return (None, d_gates, dh, dc, d_values, d_bias, d_projection, *(None for _ in index))
+        hidden, projected = ctx.observers
+        if hidden is not None:
+            hidden(before_h, d_gates)
+        if projected is not None:
+            assert d_projected is not None
+            projected(out * tanh_c, d_projected)
+        return (None, None, d_gates, dh, dc, d_values, d_bias, d_projection, *(None for _ in index))
 
 
 class _GRU(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, steps: tuple[Step, ...], gates: Tensor, h: Tensor, values: Tensor, bias: Tensor | None, *index: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, steps: tuple[Step, ...], observer: Observer | None, gates: Tensor, h: Tensor, values: Tensor,
+        bias: Tensor | None, *index: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         size = h.shape[1]
         acts = gates.clone()  # becomes the activated gates
         outputs, before, hidden_new = (gates.new_empty(len(gates), size) for _ in range(3))
@@ -192,7 +201,7 @@ class _GRU(torch.autograd.Function):
                 outputs[now] = new_h
                 h = _replaced(h, new_h)
         ctx.save_for_backward(acts, before, hidden_new, values, *index)
-        ctx.steps, ctx.has_bias = steps, bias is not None
+        ctx.steps, ctx.observer, ctx.has_bias = steps, observer, bias is not None
         return outputs, h
 
     @staticmethod
@@ -216,8 +225,10 @@ class _GRU(torch.autograd.Function):
                 carried = _times_transposed(d_hidden[now].flatten(1), before[now], values, index, sums)
                 dh = _replaced(dh, torch.addcmul(carried, d, update[now]))
             d_values, d_bias = _weight_gradients(d_hidden.flatten(1), before, values, index, ctx.has_bias, sums)
+        if ctx.observer is not None:
+            ctx.observer(before, d_hidden.flatten(1).clone())
         d_hidden[:, 2] = d_all * by_new  # the input's part of the new gate is not multiplied by the reset gate
-        return (None, d_hidden.flatten(1), dh, d_values, d_bias, *(None for _ in index))
+        return (None, None, d_hidden.flatten(1), dh, d_values, d_bias, *(None for _ in index))
 
 
 def _full_precision(tensor: Tensor) -> torch.autocast:
