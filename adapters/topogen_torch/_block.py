@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from topogen import as_pattern, checks
 from topogen.errors import SpecError
 from topogen_torch import init
+from topogen_torch._gpu._choose import on_card
 from topogen_torch._layers import SparseLinear
 from topogen_torch._layout import transposed_index
 from topogen_torch._ops import Index
 from topogen_torch._ops._blocks import block_linear
+from topogen_torch._ops._card_blocks import CardIndex, card_block_linear, facts_of, row_orders
 from topogen_torch._patterned import Patterned
 
-__all__ = ["BlockSparseLinear"]
+__all__ = ["BlockSparseLinear", "elements_of", "full_blocks", "runs_of"]
 
 
 class BlockSparseLinear(Patterned):
@@ -92,6 +94,8 @@ class BlockSparseLinear(Patterned):
     indptr_t: Tensor
     indices_t: Tensor
     permutation: Tensor
+    order: Tensor
+    order_t: Tensor
 
     def __init__(
         self,
@@ -115,7 +119,12 @@ class BlockSparseLinear(Patterned):
         self._allocate(stored, unit=unit, bias=biases, dtype=dtype, device=device)
 
     def _derived(self, stored: sp.csr_array) -> dict[str, Tensor]:
-        return transposed_index(stored)  # of a full pattern too: the values of all blocks are no dense matrix
+        index = transposed_index(stored)  # of a full pattern too: the values of all blocks are no dense matrix
+        return index | row_orders(stored) if on_card(self.values.device) else index
+
+    def _install(self, index: dict[str, Tensor], derived: dict[str, Tensor]) -> None:
+        super()._install(index, derived)
+        self._facts = facts_of(self._stored_pattern) if "order" in derived else ()
 
     def reset_parameters(self) -> None:
         """Draw new weights with `init.kaiming_uniform_` and set the bias to 0."""
@@ -131,7 +140,7 @@ class BlockSparseLinear(Patterned):
     @property
     def pattern(self) -> sp.csr_array:
         """The single connections: a copy, canonical, bool, shape (in, out)."""
-        return _elements(self.block_pattern, np.ones((self.indices.numel(), self.block, self.block), np.bool_))
+        return elements_of(self.block_pattern, np.ones((self.indices.numel(), self.block, self.block), np.bool_))
 
     def fan_in(self) -> Tensor:
         """Return the connections of each output, int64, shape (out,)."""
@@ -140,7 +149,11 @@ class BlockSparseLinear(Patterned):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
-        index = Index(self.indptr, self.indices, self.indptr_t, self.indices_t, self.permutation)
+        transposed = self.indptr_t, self.indices_t, self.permutation
+        if self._facts:
+            card = CardIndex(self.indptr, self.indices, self.order, *transposed, self.order_t, self._facts)
+            return card_block_linear(x, self.values, self.bias, card, self.out_features)
+        index = Index(self.indptr, self.indices, *transposed)
         return block_linear(x, self.values, self.bias, index, self.out_features)
 
     def to_scipy(self) -> sp.csr_array:
@@ -150,7 +163,7 @@ class BlockSparseLinear(Patterned):
         """
         values = self.values.detach().cpu()
         values = values if values.dtype in (torch.float32, torch.float64) else values.float()
-        return _elements(self.block_pattern, values.numpy())
+        return elements_of(self.block_pattern, values.numpy())
 
     def to_linear(self) -> nn.Linear:
         """Return a `torch.nn.Linear` that computes the same, with zeros where there is no connection."""
@@ -204,10 +217,10 @@ class BlockSparseLinear(Patterned):
         """
         checks.instance(linear, "linear", "from_sparse_linear", SparseLinear)
         block = _dividing(block, "from_sparse_linear", linear.in_features, linear.out_features)
-        stored = _full_blocks(linear.pattern, block)
+        stored = full_blocks(linear.pattern, block)
         layer = cls._like(linear, stored, block, linear.values)
         with torch.no_grad():
-            runs = torch.from_numpy(_runs(stored, block)).to(linear.values.device)
+            runs = torch.from_numpy(runs_of(stored, block)).to(linear.values.device)
             layer.values.copy_(linear.values.reshape(-1, block)[runs])
         return layer
 
@@ -252,7 +265,7 @@ def _dividing(block: Any, owner: str, n_in: int, n_out: int) -> int:
     return block
 
 
-def _full_blocks(pattern: sp.csr_array, block: int) -> sp.csr_array:
+def full_blocks(pattern: sp.csr_array, block: int) -> sp.csr_array:
     """Return the pattern of blocks of a canonical pattern that consists of full ones, or name one that is not."""
     rows, columns = (part // block for part in pattern.nonzero())
     n_in, n_out = (size // block for size in pattern.shape)
@@ -267,7 +280,7 @@ def _full_blocks(pattern: sp.csr_array, block: int) -> sp.csr_array:
     return as_pattern(sp.csr_array((np.ones(found.size, np.bool_), np.divmod(found, n_out)), shape=(n_in, n_out)))
 
 
-def _runs(stored: sp.csr_array, block: int) -> NDArray[np.int64]:
+def runs_of(stored: sp.csr_array, block: int) -> NDArray[np.int64]:
     """Return where each row of each block stands among the runs of `block` connections in value ordering: (K, b)."""
     counts = np.diff(stored.indptr).astype(np.int64)
     first = np.repeat(stored.indptr[:-1].astype(np.int64), counts)  # of the blocks beside it
@@ -275,10 +288,10 @@ def _runs(stored: sp.csr_array, block: int) -> NDArray[np.int64]:
     return (np.arange(stored.nnz) + first * (block - 1))[:, None] + row * beside
 
 
-def _elements(stored: sp.csr_array, values_Kbb: NDArray[Any]) -> sp.csr_array:
+def elements_of(stored: sp.csr_array, values_Kbb: NDArray[Any]) -> sp.csr_array:
     """Return the (in, out) matrix of the connections in value ordering; it shares no memory with the values."""
     blocks, block, _ = values_Kbb.shape
-    runs = _runs(stored, block)
+    runs = runs_of(stored, block)
     data, indices = np.empty((blocks * block, block), values_Kbb.dtype), np.empty((blocks * block, block), np.int64)
     data[runs] = values_Kbb
     indices[runs] = (stored.indices[:, None].astype(np.int64) * block + np.arange(block))[:, None]

@@ -12,7 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["BREAK_EVEN", "announce", "may_be_dense", "multiplies_densely", "never_dense"]
+__all__ = ["BREAK_EVEN", "announce", "may_be_dense", "multiplies_densely", "never_dense", "never_dense_now"]
 
 # Measured with tests/benchmarks/bench_break_even.py on one core of a Zen 5 EPYC (AVX-512), torch 2.13 with MKL, random
 # patterns, November 2026: 0.54 to 0.66 in float32 and 0.43 to 0.62 in float64, for 1024 and 2048 neurons and 32 to 1024
@@ -34,6 +34,11 @@ def may_be_dense(nnz: int, n_in: int, n_out: int) -> bool:
 def multiplies_densely(batch: int, nnz: int, n_in: int, n_out: int) -> bool:
     """Whether the layer multiplies this batch densely: a matter of density, shape and batch, never of threads."""
     return _allowed.get() and batch >= _LEAST_BATCH and may_be_dense(nnz, n_in, n_out)
+
+
+def never_dense_now() -> bool:
+    """Whether the caller stands inside `never_dense`."""
+    return not _allowed.get()
 
 
 @contextmanager

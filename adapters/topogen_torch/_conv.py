@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from topogen import as_pattern, checks
 from topogen.errors import SpecError
+from topogen_torch._channel_blocks import ChannelBlocks, block_convolution, channel_buffers, channel_facts
+from topogen_torch._gpu._choose import on_card
 from topogen_torch._layout import derived_index, is_full
 from topogen_torch._ops import Index
 from topogen_torch._ops._convolution import Window, dense_kernel, sparse_convolution
@@ -114,7 +116,12 @@ class _SparseConv(Patterned):
         return math.prod(self.kernel_size)
 
     def _derived(self, stored: sp.csr_array) -> dict[str, Tensor]:
-        """Order the connections of each output by channel, then offset: offsets of a channel read the same samples."""
+        """Order the connections of each output by channel, then offset: offsets of a channel read the same samples.
+
+        A card has kernels for blocks of channels alone.
+        """
+        if on_card(self.values.device) and not is_full(stored):
+            return derived_index(stored) | channel_buffers(stored, self._offsets, self._listed, self.values)
         if not self._listed or is_full(stored):
             return derived_index(stored)
         channel_first = np.arange(stored.shape[0], dtype=np.int32).reshape(self._offsets, -1).T.ravel()
@@ -123,6 +130,10 @@ class _SparseConv(Patterned):
         parts = (moved.indptr, channel_first[moved.indices], moved.data)
         names = ("indptr_t", "indices_t", "permutation")
         return {name: torch.from_numpy(part.astype(np.int32)) for name, part in zip(names, parts, strict=True)}
+
+    def _install(self, index: dict[str, Tensor], derived: dict[str, Tensor]) -> None:
+        super()._install(index, derived)
+        self._channel_facts = channel_facts(derived)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -184,7 +195,12 @@ class _SparseConv(Patterned):
         if n == 1:
             images = images.unsqueeze(2)
             values = values if self._listed else values.unsqueeze(1)
-        y = sparse_convolution(images, values, self.bias, index, self._window(around), self.out_channels, owner)
+        window = self._window(around)
+        if self._channel_facts:
+            blocks = ChannelBlocks.of(self._buffers, self._channel_facts)
+            y = block_convolution(images, values, self.bias, blocks, window, owner)
+        else:
+            y = sparse_convolution(images, values, self.bias, index, window, self.out_channels, owner)
         y = y.squeeze(2) if n == 1 else y
         return y if x.ndim == n + 2 else y.squeeze(0)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from topogen import as_pattern, checks
 from topogen.errors import SpecError
 from topogen_torch import init
+from topogen_torch._gpu._choose import on_card
 from topogen_torch._layout import derived_index, linear_index
 from topogen_torch._ops import Index, PanelIndex, panel_linear, sparse_linear, to_dense
 from topogen_torch._patterned import Patterned
@@ -103,7 +104,8 @@ class SparseLinear(Patterned):
         self._allocate(pattern, bias=self.out_features if bias else None, dtype=dtype, device=device)
 
     def _derived(self, stored: sp.csr_array) -> dict[str, Tensor]:
-        return linear_index(stored) if self._may_use_panels else derived_index(stored)
+        may_use_panels = self._may_use_panels and not on_card(self.values.device)
+        return linear_index(stored) if may_use_panels else derived_index(stored)
 
     @property
     def _by_panels(self) -> bool:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from topogen import checks
 from topogen.errors import SpecError
+from topogen_torch._gpu._choose import on_card
 from topogen_torch._layout import STORED, checked_pattern, derived_index, refuse_wide, stored_index, to_pattern
 
-__all__ = ["Patterned"]
+__all__ = ["Patterned", "resize"]
 
 _KEYS = ("values", "bias", *STORED)
 
@@ -44,6 +45,9 @@ class Patterned(nn.Module):
     sizes: Tensor
     pattern_hash: Tensor
 
+    # called in the backward pass, with inputs and gradients of outputs, by modules that read a layer's weights only
+    _observer: Callable[[Tensor, Tensor], None] | None = None
+
     def _allocate(
         self,
         stored: sp.csr_array,
@@ -70,7 +74,10 @@ class Patterned(nn.Module):
         self._install(*self._buffers_of(stored))
 
     def _derived(self, stored: sp.csr_array) -> dict[str, Tensor]:
-        """Return the buffers, made from the stored pattern, that the kernels read beside it; not in the state dict."""
+        """Return the buffers, made from the stored pattern, that the kernels read beside it; not in the state dict.
+
+        They may depend on whether the values are on a card: when the layer moves there or back, they are made anew.
+        """
         return derived_index(stored)
 
     def _placed(self, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -97,8 +104,11 @@ class Patterned(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move as torch does, but never lose the indices: ``to_empty`` and ``to("meta")`` would."""
         indices: dict[str, Tensor] = {name: getattr(self, name) for name in (*STORED, *self._derived_names)}
+        was_on_card = on_card(self.values.device)
         super()._apply(fn, recurse)
         self._buffers.update(self._placed(indices))
+        if on_card(self.values.device) != was_on_card:  # whose kernels read other buffers
+            self._install(*self._buffers_of(self._stored_pattern))
         return self
 
     def _load_from_state_dict(
@@ -156,8 +166,7 @@ class Patterned(nn.Module):
         Where it has another number of entries, `values` is resized in place, uninitialised, and its gradient dropped.
         """
         if stored.nnz != self.values.shape[0]:
-            self.values.data = self.values.new_empty(stored.nnz, *self._unit)
-            self.values.grad = None
+            resize(self.values, self.values.detach().new_empty(stored.nnz, *self._unit))
         self._install(*self._buffers_of(stored))
 
     def _buffers_of(self, stored: sp.csr_array) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -183,6 +192,17 @@ class Patterned(nn.Module):
             parameter.grad = None
         parameter.data = assigned.data
         self._parameters[name] = parameter
+
+
+def resize(parameter: nn.Parameter, data: Tensor) -> None:
+    """Give a parameter data of another shape, and no gradient.
+
+    As long as anything holds on to an earlier graph, the last loss say, autograd knows the parameter by the shape that
+    it had; it looks again where the dtype changes.
+    """
+    parameter.grad = None
+    parameter.data = data.new_empty(0, dtype=torch.float32 if data.dtype == torch.float64 else torch.float64)
+    parameter.data = data
 
 
 def _check_numbers(name: str, tensor: Any, shape: tuple[int, ...]) -> None:

@@ -14,9 +14,12 @@ from topogen.errors import SpecError
 from topogen_torch._block import BlockSparseLinear
 from topogen_torch._break_even import multiplies_densely, never_dense
 from topogen_torch._conversion._kinds import is_sparse
+from topogen_torch._conversion._swap import densified
+from topogen_torch._gpu._choose import choose_for, on_card
 from topogen_torch._layers import SparseLinear
+from topogen_torch._ops._card_blocks import kind_of
 from topogen_torch._patterned import Patterned
-from topogen_torch._reports._timing import Inputs, Seconds, calls_of, check_room, densified, medians
+from topogen_torch._reports._timing import Inputs, Seconds, calls_of, check_room, medians
 
 __all__ = [
     "BLOCKS",
@@ -88,6 +91,8 @@ def break_even_of(layer: nn.Module, inputs: Inputs) -> BreakEven | None:
 
 def kernel_of(layer: nn.Module, batch: int) -> str:
     """Name what multiplies so many samples in a layer; its class where it has one kernel only, or several parts."""
+    if isinstance(layer, BlockSparseLinear | SparseLinear) and on_card(layer.values.device):
+        return _card_kernel(layer)
     if isinstance(layer, BlockSparseLinear):
         return f"blocks of {layer.block}"
     if not isinstance(layer, SparseLinear):
@@ -98,6 +103,16 @@ def kernel_of(layer: nn.Module, batch: int) -> str:
     if layer._by_panels:
         return "panels"
     return "dense forward, rows" if multiplies_densely(batch, layer.nnz, n_in, n_out) else "rows"
+
+
+def _card_kernel(layer: BlockSparseLinear | SparseLinear) -> str:
+    device, dtype = layer.values.device, layer.values.dtype
+    if isinstance(layer, SparseLinear):
+        kernel = choose_for(device, "connections", 1, dtype, layer.density).kernel
+        return "dense" if layer.density == 1 else kernel
+    kind = kind_of(layer._facts, layer.block)
+    kernel = choose_for(device, kind, layer.block, dtype, layer.density).kernel
+    return kernel if kernel == "dense" else f"{kernel}, blocks of {layer.block}"
 
 
 def best_block(layer: nn.Module, inputs: Inputs, optimizer: str) -> Blocks | None:

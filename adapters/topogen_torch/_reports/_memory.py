@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from topogen_torch._conversion._swap import densified
 from topogen_torch._patterned import Patterned
-from topogen_torch._reports._timing import Inputs, calls_of, densified
+from topogen_torch._reports._timing import Inputs, calls_of, check_room
 
 __all__ = ["MOMENTS", "Memory", "dense_memory_of", "dense_state_bytes", "memory_of", "peak_of_a_step", "state_bytes"]
 
@@ -97,7 +98,9 @@ def peak_of_a_step(
         return None if rise is None else stored + rise
 
     with torch.inference_mode(False), torch.enable_grad():
-        return peak(copy.deepcopy(module)), peak(densified(module))
+        own = peak(copy.deepcopy(module))
+        check_room(module)
+        return own, peak(densified(module))
 
 
 def _two_steps(twin: nn.Module, inputs: Inputs, optimizer: str, input_gradients: bool) -> None:

@@ -16,12 +16,13 @@ from torch.utils._pytree import tree_leaves
 
 from topogen import checks
 from topogen.errors import SpecError
-from topogen_torch._conversion._kinds import is_sparse, to_dense
+from topogen_torch._conversion._kinds import is_sparse
+from topogen_torch._conversion._swap import densified
+from topogen_torch._gpu._clock import seconds_of
 from topogen_torch._patterned import Patterned
 
 __all__ = [
-    "OPTIMIZERS", "Call", "Inputs", "Seconds", "beside_dense", "calls_of", "check_room", "densified", "medians",
-    "random_inputs",
+    "OPTIMIZERS", "Call", "Inputs", "Seconds", "beside_dense", "calls_of", "check_room", "medians", "random_inputs",
 ]  # fmt: skip
 
 _LAP = 2e-3  # seconds that one timed lap takes at least, so that the clock's own cost does not count
@@ -90,25 +91,13 @@ def beside_dense(module: nn.Module, inputs: Inputs, optimizer: str = "adam") -> 
         sparse = is_sparse(module)
         if sparse:
             with suppress(SpecError, torch.OutOfMemoryError):
+                check_room(module)
                 calls += calls_of(densified(module), inputs, optimizer)
         found = medians(calls, first.device)
     own = Seconds(*found[:3])
     if not sparse:
         return own, own
     return own, Seconds(*found[3:]) if len(found) > 3 else None
-
-
-def densified(module: nn.Module) -> nn.Module:
-    """Return a copy with every topogen layer replaced by its dense namesake; refuse one that does not fit in memory."""
-    check_room(module)
-    if is_sparse(module):
-        return to_dense(module)
-    twin, done = copy.deepcopy(module), dict[int, nn.Module]()
-    for parent in list(twin.modules()):
-        for name, child in parent.named_children():
-            if is_sparse(child):
-                setattr(parent, name, done.setdefault(id(child), to_dense(child)))
-    return twin
 
 
 def check_room(module: nn.Module) -> None:
@@ -187,6 +176,8 @@ def _leaf(value: Any, wants_gradient: bool) -> Any:
 
 
 def _lap(call: Call, number: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        return seconds_of(call, number, device)  # by events on the card: the host's clock would count its waiting
     _finish(device)
     start = perf_counter()
     for _ in range(number):

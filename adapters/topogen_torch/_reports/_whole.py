@@ -11,9 +11,10 @@ from torch import nn
 
 from topogen.errors import SpecError
 from topogen_torch._conversion._kinds import is_sparse
+from topogen_torch._conversion._swap import densified
 from topogen_torch._reports._memory import peak_of_a_step
 from topogen_torch._reports._report_table import compared
-from topogen_torch._reports._timing import Inputs, Seconds, calls_of, densified, medians
+from topogen_torch._reports._timing import Inputs, Seconds, calls_of, check_room, medians
 
 __all__ = ["Whole", "measure_whole"]
 
@@ -60,6 +61,7 @@ def measure_whole(model: nn.Module, sample: Inputs | None, optimizer: str) -> Wh
     try:
         with torch.inference_mode(False), torch.enable_grad():
             calls = calls_of(copy.deepcopy(model), sample, optimizer, input_gradients=False)
+            check_room(model)
             calls += calls_of(densified(model), sample, optimizer, input_gradients=False)
             found = medians(calls, first.device)
             del calls
