@@ -6,10 +6,7 @@ The places of the stored connections rise in value ordering.
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +14,14 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from topogen.errors import SpecError
-from topogen_torch._patterned import Patterned
+from topogen_torch._patterned import Patterned, resize
+from topogen_torch._signals import undisturbed
 
-__all__ = ["Places", "Rewiring", "places_of", "rewire"]
+__all__ = ["Places", "Rewiring", "places_of", "refuse_sharded", "rewire"]
 
 Places = NDArray[np.int64]
 
@@ -40,11 +38,68 @@ class Rewiring:
         optimizer's state bit for bit, whatever else happens; every other one is a newcomer.
     newcomers : Tensor, shape (number of newcomers, *unit), optional
         Their values, in the order of their places; 0 without it. Their optimizer state is 0 in any case.
+    origins : ndarray of int64, shape of `places`, optional
+        Which unit of the layer each place has now, -1 for newcomers; found by search where the caller does not know.
     """
 
     layer: Patterned
     places: Places
     newcomers: Tensor | None = None
+    origins: NDArray[np.int64] | None = None
+
+    @classmethod
+    def keeping(cls, layer: Patterned, kept: NDArray[Any]) -> Rewiring:
+        """Return the rewiring that leaves the units of these rising indices, or of a mask, and no others."""
+        kept = np.flatnonzero(kept) if kept.dtype == np.bool_ else kept
+        return cls(layer, places_of(layer)[kept], origins=kept)
+
+    @classmethod
+    def exchanging(cls, layer: Patterned, now: Places, dropped: NDArray[np.int64], grown: Places) -> Rewiring:
+        """Return the rewiring that drops units of a layer, by index, and grows others, at rising places.
+
+        Linear in the units but for a search of each place that grows.
+
+        Parameters
+        ----------
+        layer : Patterned
+        now : ndarray of int64
+            `places_of` the layer.
+        dropped : ndarray of int64
+            Indices of units, each once.
+        grown : ndarray of int64
+            Rising places, each once, that are empty once the dropped ones are gone.
+        """
+        stays = np.ones(len(now), np.bool_)
+        stays[dropped] = False
+        kept = np.flatnonzero(stays)
+        old = np.ones(len(kept) + len(grown), np.bool_)
+        behind = np.searchsorted(now[kept], grown)
+        behind += np.arange(len(grown))
+        old[behind] = False  # where the new ones go
+        places, origins = np.empty(len(old), np.int64), np.empty(len(old), np.int64)
+        origins[old] = kept
+        places[old] = now[kept]
+        places[behind] = grown
+        origins[behind] = -1
+        gone = np.sort(dropped)
+        back = np.searchsorted(now[gone], grown)  # who was dropped and grows again keeps everything
+        back[back == len(gone)] = 0
+        again = now[gone][back] == grown if len(gone) else np.zeros(len(grown), np.bool_)
+        origins[behind[again]] = gone[back[again]]
+        return cls(layer, places, origins=origins)
+
+    def new_places(self) -> Places:
+        """Return the places that are empty now, rising; all of them where `origins` is not known."""
+        return self.places if self.origins is None else self.places[self.origins < 0]
+
+    def origins_in(self, now: Places) -> NDArray[np.int64]:
+        """Return `origins`, found by search if need be."""
+        if self.origins is not None:
+            return self.origins
+        source = np.searchsorted(now, self.places)
+        known = source < len(now)
+        known[known] = now[source[known]] == self.places[known]
+        return np.where(known, source, -1)
 
 
 def places_of(layer: Patterned) -> Places:
@@ -75,34 +130,37 @@ def rewire(rewirings: Iterable[Rewiring], optimizers: Sequence[Optimizer] = ()) 
         sharded over processes. Nothing has been changed.
     """
     changes = [change for rewiring in rewirings for change in _prepared(rewiring, optimizers)]
-    with _undisturbed():
+    with undisturbed():
         for change in changes:
             change()
+
+
+def refuse_sharded(layer: Patterned, name: str = "") -> None:
+    """Raise `SpecError` for a layer whose values are spread over processes, as FSDP does."""
+    if hasattr(layer.values, "device_mesh"):
+        raise SpecError(
+            f"{type(layer).__name__}{name and ' ' + name} is sharded over processes and cannot be rewired: prune and "
+            "regrow before sharding, or train it replicated, as DistributedDataParallel does."
+        )
 
 
 def _prepared(rewiring: Rewiring, optimizers: Sequence[Optimizer]) -> list[Callable[[], Any]]:
     """Return the assignments that carry a rewiring out; none of them can fail."""
     layer, values = rewiring.layer, rewiring.layer.values
-    if hasattr(values, "device_mesh"):
-        raise SpecError(
-            f"{type(layer).__name__} is sharded over processes and cannot be rewired: prune and regrow before sharding."
-        )
-    now, rows = places_of(layer), layer._stored_sizes[1]
-    source = np.searchsorted(now, rewiring.places)
-    known = source < len(now)
-    known[known] = now[source[known]] == rewiring.places[known]
-    origin = torch.from_numpy(source[known]).to(values.device)
-    target = torch.from_numpy(np.flatnonzero(known)).to(values.device)
+    refuse_sharded(layer)
+    origins = rewiring.origins_in(places_of(layer) if rewiring.origins is None else rewiring.places[:0])
+    new = torch.from_numpy(np.flatnonzero(origins < 0)).to(values.device)
+    source = torch.from_numpy(np.maximum(origins, 0) if len(new) else origins).to(values.device)
 
     def followed(tensor: Tensor) -> Tensor:
-        moved = tensor.new_zeros(len(rewiring.places), *tensor.shape[1:])
-        moved[target] = tensor[origin]
-        return moved
+        if len(new) == len(source):
+            return tensor.new_zeros(len(source), *tensor.shape[1:])
+        return tensor.index_select(0, source).index_fill_(0, new, 0)
 
     next_values = followed(values.data)
     if rewiring.newcomers is not None:
-        next_values[torch.from_numpy(np.flatnonzero(~known)).to(values.device)] = rewiring.newcomers.to(next_values)
-    buffers = layer._buffers_of(_pattern(rewiring.places, layer._stored_sizes[0], rows))
+        next_values[new] = rewiring.newcomers.to(next_values)
+    buffers = layer._buffers_of(_pattern(rewiring.places, *layer._stored_sizes))
     changes: list[Callable[[], Any]] = [lambda: layer._install(*buffers), _replaced(values, next_values)]
     if values.grad is not None:
         gradient = followed(values.grad)
@@ -124,16 +182,11 @@ def _pattern(places: Places, n_in: int, n_out: int) -> sp.csr_array:
     return pattern
 
 
-def _replaced(parameter: Tensor, data: Tensor) -> Callable[[], Any]:
+def _replaced(parameter: nn.Parameter, data: Tensor) -> Callable[[], Any]:
     """Give a parameter new data: in its own memory where it fits, so that graphs which know the address stay right."""
     if parameter.shape == data.shape:
         return lambda: parameter.data.copy_(data)
-
-    def resize() -> None:
-        parameter.grad = None  # of the old shape; what follows it is set afterwards
-        parameter.data = data
-
-    return resize
+    return lambda: resize(parameter, data)  # without a gradient; what follows it is set afterwards
 
 
 def _replaced_in(state: dict[str, Any], name: str, data: Tensor) -> Callable[[], Any]:
@@ -155,19 +208,3 @@ def _following(state: dict[str, Any], values: Tensor, optimizer: Optimizer) -> l
                 f"or single numbers. {type(optimizer).__name__} keeps '{name}', {shape}."
             )
     return names
-
-
-@contextmanager
-def _undisturbed() -> Generator[None]:
-    """Let Ctrl-C wait until the block is through; only the main thread receives it, so others need no such care."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[Any] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: arrived.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
-        if arrived and callable(before):
-            before(*arrived[-1])

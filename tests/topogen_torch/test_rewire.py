@@ -93,6 +93,22 @@ def test_state_follows_the_connections(before, after, name):
     assert torch.equal(state(x), layer(x))
 
 
+@given(masks, masks, masks)
+def test_an_exchange_is_what_a_search_finds(before, gone, after):
+    """Drop some, grow others: among them some that were just dropped, which keep everything."""
+    layer = tt.SparseLinear(sp.csr_array(before), dtype=torch.float64)
+    now = places_of(layer)
+    dropped = np.random.default_rng(0).permutation(np.flatnonzero(gone.ravel()[now]))
+    grown = np.setdiff1d(np.flatnonzero(after), np.delete(now, dropped))
+    found = Rewiring.exchanging(layer, now, dropped, grown)
+    plain = Rewiring(layer, np.sort(np.concatenate([np.delete(now, dropped), grown])))
+    np.testing.assert_array_equal(found.places, plain.places)
+    np.testing.assert_array_equal(found.origins, plain.origins_in(now))
+    np.testing.assert_array_equal(found.new_places(), np.setdiff1d(found.places, now))
+    kept = Rewiring.keeping(layer, gone.ravel()[now])
+    np.testing.assert_array_equal(kept.origins, Rewiring(layer, now[gone.ravel()[now]]).origins_in(now))
+
+
 def test_what_keeps_its_number_keeps_its_memory():
     """Graphs that were captured know addresses."""
     before = np.zeros((4, 4), bool)
@@ -101,6 +117,23 @@ def test_what_keeps_its_number_keeps_its_memory():
     addresses = [layer.values.data_ptr(), *(t.data_ptr() for t in optimizer.state[layer.values].values())]
     rewire([Rewiring(layer, np.array([1, 2, 3, 9]))], [optimizer])
     assert addresses == [layer.values.data_ptr(), *(t.data_ptr() for t in optimizer.state[layer.values].values())]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_loss_that_is_still_held_does_no_harm(dtype):
+    """A training loop holds the last loss, and with it a graph, until the next one is there."""
+    layer = tt.SparseLinear(np.ones((4, 3)), dtype=dtype)
+    loss = layer(torch.ones(2, 4, dtype=dtype)).sum()
+    loss.backward()
+    for places in ([0, 5, 7], [1, 2, 3, 4, 5]):
+        rewire([Rewiring(layer, np.array(places))])
+        later = layer(torch.ones(2, 4, dtype=dtype)).sum()
+        layer.zero_grad()
+        later.backward()
+        assert layer.values.grad.tolist() == [2.0] * len(places)
+    layer.load_state_dict(tt.SparseLinear(np.eye(4, 3), dtype=dtype).state_dict())
+    layer(torch.ones(2, 4, dtype=dtype)).sum().backward()
+    assert layer.values.grad.tolist() == [2.0] * 3
 
 
 def test_newcomers_may_start_somewhere():

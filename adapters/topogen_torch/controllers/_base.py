@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 from topogen import Schedule, as_seed, checks
 from topogen.errors import SpecError, TopogenError
 from topogen_torch._patterned import Patterned
-from topogen_torch._rewire import Rewiring, places_of, rewire
+from topogen_torch._ranks import check_ranks, check_same, retire_wrappers
+from topogen_torch._rewire import Rewiring, refuse_sharded, rewire
 from topogen_torch.controllers._fired import Fired
 
 __all__ = ["Controller", "Number", "Target", "value_at"]
@@ -80,9 +81,12 @@ class Controller(ABC):
 
     Notes
     -----
-    A method overrides `_due` and `_proposal`, and calls ``super().__init__`` with its settings. After every change the
-    number of connections is what the method asked for, exactly, in each layer.
+    A method overrides `_due` and `_proposal`, names in `_per_layer` the settings that groups may have of their own, and
+    calls ``super().__init__`` with its settings. After every change the number of connections is what the method asked
+    for, exactly, in each layer.
     """
+
+    _per_layer: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -104,6 +108,7 @@ class Controller(ABC):
         self._groups = [dict(group) for group in groups]
         self.targets = self._found(layers)
         self._count = 0
+        self._check_alike()
         self._fired = {target.name: Fired(target.layer) for target in self.targets}
 
     # -- what a method adds ------------------------------------------------------------------------------------------
@@ -124,9 +129,10 @@ class Controller(ABC):
         Raises
         ------
         SpecError
-            If a layer's pattern was changed by somebody else, or the optimizer does not hold its values.
+            If a layer's pattern was changed by somebody else, the optimizer does not hold its values, or it is sharded.
         TopogenError
-            If a score is NaN: nothing is changed, and the step is counted.
+            If a score is NaN: nothing is changed, and the step is counted. In a process group on every rank, if the
+            patterns of two ranks differ after the change; their hashes are named.
         """
         self._check_unchanged()
         self._count += 1
@@ -134,6 +140,12 @@ class Controller(ABC):
             return False
         self._carry_out(self._proposal(self._count))
         return True
+
+    def forget(self) -> None:  # noqa: B027
+        """Forget what was recorded since the last step, which the optimizer skipped: its gradients count for nothing.
+
+        A loss scale (`torch.amp.GradScaler`) skips a step whose gradients are not finite.
+        """
 
     @property
     def steps(self) -> int:
@@ -150,6 +162,10 @@ class Controller(ABC):
     def survival(self) -> dict[str, float]:
         """Return for each layer the share of the connections it began with that it still has."""
         return {target.name: self._fired[target.name].survival(target.layer) for target in self.targets}
+
+    def wanted(self) -> dict[str, int]:
+        """Return for each layer the units that the method wants it to have at this step; by default what it has."""
+        return {target.name: target.stored for target in self.targets}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the method must remember, as tensors, numbers, strings, lists and dicts."""
@@ -205,10 +221,15 @@ class Controller(ABC):
     # -- what methods share ------------------------------------------------------------------------------------------
 
     def _carry_out(self, rewirings: Iterable[Rewiring]) -> None:
+        before, rewirings = [target.stored for target in self.targets], list(rewirings)
+        grown = {id(one.layer): one.new_places() for one in rewirings}
         rewire(rewirings, () if self.optimizer is None else (self.optimizer,))
+        retire_wrappers([t.layer for t, count in zip(self.targets, before, strict=True) if t.stored != count])
         for target in self.targets:
             target.seen = bytes(target.layer.pattern_hash.tolist())
-            self._fired[target.name].note(places_of(target.layer))
+            if id(target.layer) in grown:
+                self._fired[target.name].note(grown[id(target.layer)])
+        check_ranks(self.model)
 
     def _stream(self, target: Target) -> np.random.Generator:
         """Return the generator for what is drawn for a layer in this step."""
@@ -239,11 +260,10 @@ class Controller(ABC):
         settings = {name: dict(self._settings) for name in every}
         for group in self._groups:
             own = {key: value for key, value in group.items() if key != "layers"}
-            unknown = sorted(set(own) - set(self._settings))
-            if unknown or "layers" not in group:
+            if not set(own) <= set(self._per_layer) or "layers" not in group:
                 raise SpecError(
                     f"The 'groups' parameter of {self._owner} must have mappings of 'layers' and any of "
-                    f"{sorted(self._settings)}. Got {sorted(group)}."
+                    f"{sorted(self._per_layer)}, since the other settings are those of all layers. Got {sorted(group)}."
                 )
             for name in _matching(group["layers"], every, "groups", self._owner):
                 settings[name] |= own
@@ -255,7 +275,17 @@ class Controller(ABC):
         self._check_held(targets)
         return targets
 
+    def _check_alike(self) -> None:
+        """In a process group, refuse what would make the ranks do different things."""
+        state = {"settings": _plain(self._settings), "groups": _plain(self._groups), "layers": len(self.targets)}
+        seed = None if self._seed is None else _plain_seed(self._seed)
+        device = self.targets[0].layer.pattern_hash.device
+        check_same(f"settings of {self._owner}", repr(state), device)
+        check_same(f"seed of {self._owner}", repr(seed), device)
+
     def _check_held(self, targets: Iterable[Target]) -> None:
+        for target in targets:
+            refuse_sharded(target.layer, f"'{target.name}'")
         if self.optimizer is None:
             return
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}

@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
 
 from topogen import Schedule, checks, cosine
-from topogen.errors import SpecError
+from topogen.errors import SpecError, TopogenError
 from topogen_torch._rewire import Places, Rewiring, places_of
 from topogen_torch.controllers._base import Controller, Number, Target, value_at
 from topogen_torch.controllers._places import best, without
 from topogen_torch.controllers._tape import Tape
 from topogen_torch.controllers.criteria import magnitude
 from topogen_torch.controllers.growth import Request, Rule, at_random, by_gradient
+from topogen_torch.controllers.redistribution import Redistribution, shared_out
 
-__all__ = ["SET", "RigL"]
+__all__ = ["SET", "Annealed", "RigL"]
 
 
 class _Dynamic(Controller):
     """What methods share that drop and grow every so many steps."""
 
-    def __init__(self, *args: Any, grow: Rule, update_every: int, settings: Mapping[str, Any], **shared: Any) -> None:
+    _per_layer = ("drop_fraction", "grow")
+
+    def __init__(
+        self,
+        *args: Any,
+        grow: Rule,
+        update_every: int,
+        redistribute: Redistribution | None = None,
+        window: int = 1,
+        decay: float = 1.0,
+        settings: Mapping[str, Any],
+        **shared: Any,
+    ) -> None:
         owner = type(self).__name__
         self._every = checks.integer(update_every, "update_every", owner, low=1)
-        self._grow = grow
-        super().__init__(*args, settings={**settings, "update_every": update_every, "grow": grow}, **shared)
-        self._tapes = {target.name: Tape(target.layer) for target in self.targets}
+        if redistribute is not None and not callable(redistribute):
+            checks.refuse("redistribute", owner, "None or a callable (layer, optimizer) -> number", redistribute)
+        self._redistribute, self._window = redistribute, window
+        settings = {**settings, "update_every": update_every, "grow": grow}
+        settings |= {} if redistribute is None else {"redistribute": redistribute}
+        super().__init__(*args, settings=settings, **shared)
+        self._tapes = {target.name: Tape(target.layer, window=window, decay=decay) for target in self.targets}
         for target in self.targets:
             _check_fraction(target, owner)
         self._listen()
@@ -40,56 +59,110 @@ class _Dynamic(Controller):
     def _dropped(self, target: Target, step: int) -> NDArray[np.int64]:
         """Return the indices of the units that a layer loses."""
 
+    def _magnitudes(self, target: Target) -> NDArray[Any]:
+        sizes = magnitude(target.layer)
+        return self._sound(sizes.to(torch.promote_types(sizes.dtype, torch.float32)).cpu().numpy(), target, "magnitude")
+
     @property
     def _reads_gradients(self) -> bool:
-        return self._grow is not at_random
+        return any(target.setting("grow") is not at_random for target in self.targets)
 
     def _due(self, step: int) -> bool:
         return step % self._every == 0
 
     def _proposal(self, step: int) -> list[Rewiring]:
+        dropped = [self._dropped(target, step) for target in self.targets]
+        counts = self._regained([len(own) for own in dropped])
         rewirings = []
-        for target in self.targets:
-            now, dropped = places_of(target.layer), self._dropped(target, step)
-            if len(dropped) == 0:
+        for target, own, count in zip(self.targets, dropped, counts, strict=True):
+            if len(own) == count == 0:
                 continue
-            kept = without(now, dropped)
-            grown = self._grown(target, kept, len(dropped))
-            rewirings.append(Rewiring(target.layer, np.sort(np.concatenate([kept, grown]))))
+            now = places_of(target.layer)
+            grown = np.sort(self._grown(target, without(now, own), count)) if count else now[:0]
+            rewiring = Rewiring.exchanging(target.layer, now, own, grown)
+            if len(grown) != count or not _are_places(rewiring.places, target.possible):
+                self._refuse_growth(target, without(now, own), grown, count)
+            rewirings.append(rewiring)
         return rewirings
+
+    def _regained(self, dropped: list[int]) -> list[int]:
+        """Return how many units each layer gains; connections move only between layers of equally large units."""
+        if self._redistribute is None:
+            return dropped
+        shares = [self._share(target) for target in self.targets]
+        sizes = [math.prod(target.layer._unit) for target in self.targets]
+        counts = list(dropped)
+        for size in set(sizes):
+            alike = [k for k, own in enumerate(sizes) if own == size]
+            empty = [self.targets[k].possible - self.targets[k].stored + dropped[k] for k in alike]
+            found = shared_out(sum(dropped[k] for k in alike), [shares[k] for k in alike], empty)
+            for k, count in zip(alike, found, strict=True):
+                counts[k] = count
+        return counts
+
+    def _share(self, target: Target) -> float:
+        assert self._redistribute is not None
+        share = float(self._redistribute(target.layer, self.optimizer))
+        if math.isnan(share):
+            raise TopogenError(
+                f"{self._owner} changes nothing at step {self._count}: the share of layer '{target.name}' in the "
+                "growth is NaN. A learning rate that is too large, or a loss that is not finite, are the usual causes."
+            )
+        if share < 0 or math.isinf(share):
+            raise SpecError(
+                f"The 'redistribute' parameter of {self._owner} must return finite numbers >= 0. "
+                f"Got {share!r} for '{target.name}'."
+            )
+        return share
 
     def _grown(self, target: Target, kept: Places, count: int) -> Places:
         request = Request(
             target.layer, kept, count, lambda: self._stream(target), self._tapes[target.name],
             lambda scores: self._sound(scores, target, "gradient"),
         )  # fmt: skip
-        grown = np.asarray(self._grow(request), np.int64)
-        taken, outside = np.isin(grown, kept), (grown < 0) | (grown >= target.possible)
-        if len(np.unique(grown)) != count or taken.any() or outside.any():
-            raise SpecError(
-                f"The 'grow' parameter of {self._owner} must return {count} different empty places in "
-                f"[0, {target.possible}) for '{target.name}'. Got {len(np.unique(grown))} different ones, "
-                f"{int(taken.sum())} of them occupied and {int(outside.sum())} outside."
-            )
-        return grown
+        return np.asarray(target.setting("grow")(request), np.int64)
+
+    def _refuse_growth(self, target: Target, kept: Places, grown: Places, count: int) -> None:
+        outside = (grown < 0) | (grown >= target.possible)
+        raise SpecError(
+            f"The 'grow' parameter of {self._owner} must return {count} different empty places in "
+            f"[0, {target.possible}) for '{target.name}'. Got {len(np.unique(grown))} different ones, "
+            f"{int(np.isin(grown, kept).sum())} of them occupied and {int(outside.sum())} outside."
+        )
 
     def step(self) -> bool:
         """Count one training step, and drop and grow if it is time. Return whether connections changed."""
         try:
             return super().step()
         finally:
+            for tape in self._tapes.values():
+                tape.next_step()
             self._listen()
 
-    def _listen(self) -> None:
-        """Record what goes through the layers only in the step whose gradients are wanted."""
+    def forget(self) -> None:
+        """Forget what was recorded since the last step, which the optimizer skipped."""
         for tape in self._tapes.values():
-            tape.stop()
-            if self._reads_gradients and self._due(self._count + 1):
+            tape.pairs[:] = [pair for pair in tape.pairs if pair.age]
+
+    def _listen(self) -> None:
+        """Record what goes through the layers only in the steps whose gradients are wanted."""
+        wanted = self._reads_gradients and any(self._due(self._count + 1 + k) for k in range(self._window))
+        for tape in self._tapes.values():
+            if wanted:
                 tape.start()
+            else:
+                tape.stop()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the method must remember; in a window, what went through the layers too."""
+        tapes = {name: tape.state() for name, tape in self._tapes.items()}
+        return {**super().state_dict(), **({"tapes": tapes} if self._window > 1 else {})}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         super()._restore(state)
         self._listen()
+        for name, tape in self._tapes.items():
+            tape.restore(state["tapes"][name] if self._window > 1 else ())
 
 
 class SET(_Dynamic):
@@ -111,6 +184,9 @@ class SET(_Dynamic):
         :math:`\zeta`.
     grow : callable
         A rule of growth; see `topogen_torch.controllers.growth`.
+    redistribute : callable, optional
+        A rule that moves connections between layers; see `topogen_torch.controllers.redistribution`. Without one every
+        layer regains what it lost.
     layers, groups
         See `Controller`.
 
@@ -142,23 +218,24 @@ class SET(_Dynamic):
         update_every: int,
         drop_fraction: Number = 0.3,
         grow: Rule = at_random,
+        redistribute: Redistribution | None = None,
         layers: str | Sequence[str] = "*",
         groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         if rng is None:
             checks.refuse("rng", "SET", "an int, a SeedSequence or a Generator", rng)
         super().__init__(
-            model, optimizer, grow=grow, update_every=update_every, settings={"drop_fraction": drop_fraction},
-            rng=rng, layers=layers, groups=groups,
+            model, optimizer, grow=grow, update_every=update_every, redistribute=redistribute,
+            settings={"drop_fraction": drop_fraction}, rng=rng, layers=layers, groups=groups,
         )  # fmt: skip
 
     def _dropped(self, target: Target, step: int) -> NDArray[np.int64]:
         fraction = target.at("drop_fraction", step)
-        scores = self._sound(magnitude(target.layer).cpu().double().numpy(), target, "magnitude")
+        scores = self._magnitudes(target)
         if target.layer._unit:
             sides = [np.arange(len(scores))]
         else:
-            positive = target.layer.values.detach().cpu().numpy() >= 0
+            positive = (target.layer.values.detach() >= 0).cpu().numpy()
             sides = [np.flatnonzero(positive), np.flatnonzero(~positive)]
         return np.concatenate([side[_worst(scores[side], int(fraction * len(side)))] for side in sides])
 
@@ -166,11 +243,29 @@ class SET(_Dynamic):
         """Drop once more, by the fraction of this step, and grow nothing: the topology that the paper reports."""
         self._check_unchanged()
         self._carry_out(
-            Rewiring(t.layer, without(places_of(t.layer), self._dropped(t, self._count))) for t in self.targets
+            Rewiring.exchanging(t.layer, now := places_of(t.layer), self._dropped(t, self._count), now[:0])
+            for t in self.targets
         )
 
 
-class RigL(_Dynamic):
+class Annealed(_Dynamic):
+    """Methods that drop the smallest weights, ever fewer, until a last step."""
+
+    def __init__(self, *args: Any, end_step: int, settings: Mapping[str, Any], **shared: Any) -> None:
+        self._end = checks.integer(end_step, "end_step", type(self).__name__, low=1)
+        super().__init__(*args, settings={**settings, "end_step": end_step}, **shared)
+
+    def _due(self, step: int) -> bool:
+        return super()._due(step) and step < self._end
+
+    def _dropped(self, target: Target, step: int) -> NDArray[np.int64]:
+        given = target.setting("drop_fraction")
+        f = value_at(given if callable(given) else cosine(initial=given, end_step=self._end), step)
+        scores = self._magnitudes(target)
+        return _worst(scores, int(f * len(scores)))
+
+
+class RigL(Annealed):
     r"""Rigged lottery: drop the smallest weights, grow where the gradient is largest (Evci et al. 2020).
 
     At every update before `end_step`, at step t, a layer of n connections drops the
@@ -191,6 +286,9 @@ class RigL(_Dynamic):
         Only for a rule of growth that draws.
     grow : callable
         A rule of growth; see `topogen_torch.controllers.growth`.
+    redistribute : callable, optional
+        A rule that moves connections between layers; see `topogen_torch.controllers.redistribution`. Without one every
+        layer regains what it lost.
     layers, groups
         See `Controller`.
 
@@ -224,28 +322,28 @@ class RigL(_Dynamic):
         drop_fraction: Number = 0.3,
         rng: Any = None,
         grow: Rule = by_gradient,
+        redistribute: Redistribution | None = None,
         layers: str | Sequence[str] = "*",
         groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self._end = checks.integer(end_step, "end_step", "RigL", low=1)
         super().__init__(
-            model, optimizer, grow=grow, update_every=update_every,
-            settings={"drop_fraction": drop_fraction, "end_step": end_step}, rng=rng, layers=layers, groups=groups,
+            model, optimizer, end_step=end_step, grow=grow, update_every=update_every, redistribute=redistribute,
+            settings={"drop_fraction": drop_fraction}, rng=rng, layers=layers, groups=groups,
         )  # fmt: skip
-
-    def _due(self, step: int) -> bool:
-        return super()._due(step) and step < self._end
-
-    def _dropped(self, target: Target, step: int) -> NDArray[np.int64]:
-        given = target.setting("drop_fraction")
-        f = value_at(given if callable(given) else cosine(initial=given, end_step=self._end), step)
-        scores = self._sound(magnitude(target.layer).cpu().double().numpy(), target, "magnitude")
-        return _worst(scores, int(f * len(scores)))
 
 
 def _worst(scores: NDArray[Any], count: int) -> NDArray[np.int64]:
     """Return the indices of the `count` smallest scores, rising; of equal scores the last ones are taken."""
-    return np.delete(np.arange(len(scores)), best(scores, len(scores) - count))
+    gone = np.ones(len(scores), np.bool_)
+    gone[best(scores, len(scores) - count)] = False
+    return np.flatnonzero(gone)
+
+
+def _are_places(places: Places, possible: int) -> bool:
+    """Whether these are rising places, each once."""
+    if len(places) == 0:
+        return True
+    return bool(places[0] >= 0 and places[-1] < possible and (places[1:] > places[:-1]).all())
 
 
 def _check_fraction(target: Target, owner: str) -> None:

@@ -16,11 +16,18 @@ __all__ = ["best", "count_of", "drawn_empty", "largest_remainders", "without"]
 
 
 def best(scores: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """Return the indices of the `count` largest scores, rising; of equal scores the first ones are taken."""
+    """Return the indices of the `count` largest scores, rising; of equal scores the first ones are taken.
+
+    Linear in the scores: they are not sorted.
+    """
     if count >= len(scores):
         return np.arange(len(scores))
-    order = np.argsort(-scores, kind="stable")
-    return np.sort(order[:count])
+    if count == 0:
+        return np.empty(0, np.int64)
+    least = np.partition(scores, len(scores) - count)[len(scores) - count]
+    chosen = scores > least
+    chosen[np.flatnonzero(scores == least)[: count - int(np.count_nonzero(chosen))]] = True
+    return np.flatnonzero(chosen)
 
 
 def count_of(density: float, possible: int) -> int:
@@ -39,7 +46,9 @@ def largest_remainders(shares: Sequence[Fraction]) -> list[int]:
 
 def without(places: Places, dropped: NDArray[np.int64]) -> Places:
     """Return the places but those at the given indices."""
-    return np.delete(places, dropped)
+    stays = np.ones(len(places), np.bool_)
+    stays[dropped] = False
+    return places[stays]
 
 
 def drawn_empty(rng: np.random.Generator, occupied: Places, possible: int, count: int) -> Places:
@@ -57,9 +66,17 @@ def _subset(rng: np.random.Generator, population: int, count: int) -> NDArray[np
     if 2 * count > population:
         left_out = _subset(rng, population, population - count)
         return np.delete(np.arange(population), left_out)
+    # the first `count` different numbers of a stream of independent ones: whoever is missing is drawn again
     chosen = np.empty(0, np.int64)
-    while len(chosen) < count:  # the first `count` different numbers of a stream of independent ones
-        drawn = np.concatenate([chosen, rng.integers(population, size=count + count // 2 + 8)])
-        _, first = np.unique(drawn, return_index=True)
-        chosen = drawn[np.sort(first)[:count]]
-    return np.sort(chosen)
+    while len(chosen) < count:
+        drawn = rng.integers(population, size=count + count // 2 + 8)
+        while len(drawn) and len(chosen) < count:
+            missing = count - len(chosen)
+            chosen, drawn = _distinct(np.concatenate([chosen, drawn[:missing]])), drawn[missing:]
+    return chosen
+
+
+def _distinct(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the different ones among the numbers, rising."""
+    numbers.sort()
+    return numbers[np.append(True, numbers[1:] != numbers[:-1])] if len(numbers) else numbers

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from topogen import checks
 from topogen.errors import SpecError
 from topogen_torch._patterned import Patterned
-from topogen_torch._rewire import Rewiring, places_of
+from topogen_torch._rewire import Rewiring
 from topogen_torch.controllers._base import Controller, Number, Target, value_at
 
 __all__ = ["ProximalL1"]
@@ -66,6 +66,8 @@ class ProximalL1(Controller):
     [200, 200, 200, 200, 100]
     """
 
+    _per_layer = ("strength",)
+
     def __init__(
         self,
         model: nn.Module,
@@ -109,7 +111,7 @@ class ProximalL1(Controller):
         return step % self._every == 0 and any(not bool(_alive(target.layer).all()) for target in self.targets)
 
     def _proposal(self, step: int) -> list[Rewiring]:
-        return [Rewiring(t.layer, places_of(t.layer)[_alive(t.layer).cpu().numpy()]) for t in self.targets]
+        return [Rewiring.keeping(t.layer, _alive(t.layer).cpu().numpy()) for t in self.targets]
 
     def _threshold(self, target: Target) -> float | Tensor:
         """Return what a layer's weights shrink by, one number or one for each."""

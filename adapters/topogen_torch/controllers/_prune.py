@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from topogen import Schedule, checks, connection_counts
 from topogen.errors import SpecError
-from topogen_torch._rewire import Rewiring, places_of
+from topogen_torch._rewire import Rewiring
 from topogen_torch.controllers._base import Controller, Target
 from topogen_torch.controllers._places import best, count_of, largest_remainders
 from topogen_torch.controllers.criteria import Score, scored
 
-__all__ = ["GradualMagnitude", "OneShot"]
+__all__ = ["GradualMagnitude", "OneShot", "Pruner"]
 
 _SCOPES = ("layer", "global")
+_DISTRIBUTIONS = ("uniform", "er", "erk", "global")
 
 
-class _Pruner(Controller):
+class Pruner(Controller):
     """What pruning methods share: keep the best by a score, so many in each layer or in all layers together."""
+
+    _per_layer = ("density", "score")
 
     def __init__(
         self,
@@ -38,29 +42,52 @@ class _Pruner(Controller):
     ) -> None:
         owner = type(self).__name__
         checks.one_of(scope, "scope", owner, _SCOPES)
+        if isinstance(score, str):
+            checks.one_of(score, "score", owner, ("magnitude", "random"))
+        if score == "random" and shared.get("rng") is None:
+            checks.refuse("rng", owner, "an int, a SeedSequence or a Generator where score='random'", None)
+        distribution = checks.one_of(settings.get("distribution", "uniform"), "distribution", owner, _DISTRIBUTIONS)
         super().__init__(model, optimizer, settings={**settings, "score": score, "scope": scope}, **shared)
-        self._score, self._scope = score, scope
-        if scope == "global" and self._groups:
-            raise SpecError(f"The 'groups' parameter of {owner} must be empty with scope='global'. Got {self._groups}.")
+        self._distribution, self._joint = distribution, "global" in (scope, distribution)
+        if self._joint and self._groups:
+            asked = "scope='global'" if scope == "global" else "distribution='global'"
+            raise SpecError(f"The 'groups' parameter of {owner} must be empty with {asked}. Got {self._groups}.")
+        if distribution != "uniform" and any("density" in group for group in self._groups):
+            raise SpecError(
+                f"The 'groups' parameter of {owner} must set no density with distribution='{distribution}', which "
+                f"shares one out. Got {self._groups}."
+            )
 
-    def _kept(self, wanted: Sequence[int], step: int) -> list[Rewiring]:
-        """Return the rewirings that leave `wanted[k]` units in target k, or as many in total where scope is global."""
-        by = self._score if isinstance(self._score, str) else "score"
-        scores = [self._sound(scored(self._score, t.name, t.layer, self._draw(t)), t, by) for t in self.targets]
-        if self._scope == "layer":
+    def _shared_out(self, density: float) -> list[int]:
+        """Return the number of units of each target at a density of all together, as `distribution` shares it out."""
+        if self._joint and self._distribution not in ("er", "erk"):  # rounded once, since only the sum counts
+            return largest_remainders([Fraction(str(density)) * target.possible for target in self.targets])
+        if self._distribution not in ("er", "erk"):
+            return [count_of(target.at("density", self._count), target.possible) for target in self.targets]
+        shapes = [(t.layer._stored_sizes[1], t.layer._stored_sizes[0], *t.layer._unit) for t in self.targets]
+        weights = connection_counts(shapes, density=density, distribution=self._distribution)
+        units = [math.prod(target.layer._unit) for target in self.targets]
+        return largest_remainders([Fraction(w, u) for w, u in zip(weights, units, strict=True)])
+
+    def _kept(self, wanted: Sequence[int]) -> list[Rewiring]:
+        """Return the rewirings that leave `wanted[k]` units in target k, or as many in all together."""
+        scores = [self._scores(target) for target in self.targets]
+        if not self._joint:
             kept = [best(own, count) for own, count in zip(scores, wanted, strict=True)]
         else:
             joint = best(np.concatenate(scores), sum(wanted))
             borders = np.cumsum([0, *map(len, scores)])
             kept = [joint[(joint >= a) & (joint < b)] - a for a, b in zip(borders, borders[1:], strict=False)]
-        return [Rewiring(t.layer, places_of(t.layer)[own]) for t, own in zip(self.targets, kept, strict=True)]
+        return [Rewiring.keeping(t.layer, own) for t, own in zip(self.targets, kept, strict=True)]
 
-    def _draw(self, target: Target) -> Callable[[], np.random.Generator]:
-        return lambda: self._stream(target)
+    def _scores(self, target: Target) -> NDArray[Any]:
+        score = target.setting("score")
+        found = scored(score, target.name, target.layer, lambda: self._stream(target))
+        return self._sound(found, target, score if isinstance(score, str) else "score")
 
     def _refuse_growth(self, wanted: Sequence[int], density: float) -> None:
         for target, count in zip(self.targets, wanted, strict=True):
-            if self._scope == "layer" and count > target.stored:
+            if not self._joint and count > target.stored:
                 raise SpecError(
                     f"The 'density' parameter of {self._owner} must be at most the layer's own, "
                     f"{target.stored / target.possible:.6g} for '{target.name}', since pruning adds nothing. "
@@ -68,7 +95,7 @@ class _Pruner(Controller):
                 )
 
 
-class OneShot(_Pruner):
+class OneShot(Pruner):
     """Prune once: keep the connections of the highest score.
 
     Parameters
@@ -84,8 +111,12 @@ class OneShot(_Pruner):
         A callable gets a layer and returns one number a unit of `values`; a mapping has a tensor for each layer's
         name, as `topogen_torch.snip_scores` returns it. Of equal scores the first in value ordering stay.
     scope : {"layer", "global"}
+        "global" is short for ``distribution="global"``.
+    distribution : {"uniform", "er", "erk", "global"}
+        How the density is shared out: the same in each layer, by the Erdos-Renyi rules of `topogen.connection_counts`,
+        or as the scores of all layers together say.
     layers, groups, rng
-        See `Controller`; "random" needs `rng`.
+        See `Controller`; "random" needs `rng`. Groups may set `density` and `score`.
 
     Raises
     ------
@@ -115,32 +146,27 @@ class OneShot(_Pruner):
         density: float,
         score: str | Score | Mapping[str, Tensor] = "magnitude",
         scope: str = "layer",
+        distribution: str = "uniform",
         layers: str | Sequence[str] = "*",
         groups: Sequence[Mapping[str, Any]] = (),
         rng: Any = None,
     ) -> None:
         checks.real(density, "density", "OneShot", high=1.0, open_low=True)
-        if isinstance(score, str):
-            checks.one_of(score, "score", "OneShot", ("magnitude", "random"))
-        if score == "random" and rng is None:
-            checks.refuse("rng", "OneShot", "an int, a SeedSequence or a Generator where score='random'", rng)
         super().__init__(
-            model, optimizer, score=score, scope=scope, settings={"density": density},
+            model, optimizer, score=score, scope=scope, settings={"density": density, "distribution": distribution},
             layers=layers, groups=groups, rng=rng,
         )  # fmt: skip
-        self._refuse_growth(self._wanted(1), density)
-
-    def _wanted(self, step: int) -> list[int]:
-        return [count_of(target.at("density", step), target.possible) for target in self.targets]
+        self._wanted = self._shared_out(density)
+        self._refuse_growth(self._wanted, density)
 
     def _due(self, step: int) -> bool:
         return step == 1
 
     def _proposal(self, step: int) -> list[Rewiring]:
-        return self._kept(self._wanted(step), step)
+        return self._kept(self._wanted)
 
 
-class GradualMagnitude(_Pruner):
+class GradualMagnitude(Pruner):
     """Prune little by little while the model trains, by magnitude (Zhu and Gupta, arXiv:1710.01878).
 
     At every update the layer keeps its largest weights, so many that its density is that of the schedule
@@ -160,12 +186,13 @@ class GradualMagnitude(_Pruner):
         Of the schedule. The last update is the first one at or after `end_step`.
     update_every : int >= 1
         The layers are pruned at steps which it divides.
-    distribution : {"uniform", "er", "erk"}
-        How the final density is shared out among the layers; see `topogen.connection_counts`.
+    distribution : {"uniform", "er", "erk", "global"}
+        How the final density is shared out among the layers, as for `OneShot`; with "global" the schedule is that of
+        all layers together.
     shape : {"cubic", "linear", "cosine", "sigmoid"}
         Of the schedule.
     score, scope, layers, groups, rng
-        As for `OneShot`; with ``scope="global"`` the schedule is that of all layers together.
+        As for `OneShot`.
 
     Raises
     ------
@@ -210,27 +237,27 @@ class GradualMagnitude(_Pruner):
             model, optimizer, score=score, scope=scope, settings=settings, layers=layers, groups=groups, rng=rng
         )
         self._schedule = Schedule(shape=shape, initial=1.0, final=0.0, begin_step=begin_step, end_step=end_step)
-        self._final = self._shared_out(density, distribution)
+        self._final = self._shared_out(density)
         self._first = [target.stored for target in self.targets]
         self._refuse_growth(self._final, density)
         self._finished = False
-
-    def _shared_out(self, density: float, distribution: str) -> list[int]:
-        """Return the final number of units of each target."""
-        shapes = [(t.layer._stored_sizes[1], t.layer._stored_sizes[0], *t.layer._unit) for t in self.targets]
-        if distribution == "uniform":
-            return [count_of(target.at("density", 0), target.possible) for target in self.targets]
-        weights = connection_counts(shapes, density=density, distribution=distribution)
-        units = [math.prod(target.layer._unit) for target in self.targets]
-        return largest_remainders([Fraction(w, u) for w, u in zip(weights, units, strict=True)])
 
     def _due(self, step: int) -> bool:
         return not self._finished and step % self._every == 0 and step >= self._schedule.begin_step
 
     def _proposal(self, step: int) -> list[Rewiring]:
+        return self._kept(self._counts(step))
+
+    def _counts(self, step: int) -> list[int]:
+        """Return the units of each target that the schedule has at a step."""
         left = self._schedule(step)
-        wanted = [round(last + left * (first - last)) for first, last in zip(self._first, self._final, strict=True)]
-        return self._kept(wanted, step)
+        return [round(last + left * (first - last)) for first, last in zip(self._first, self._final, strict=True)]
+
+    def wanted(self) -> dict[str, int]:
+        """Return for each layer the units that the schedule has at this step; with "global" there are none by layer."""
+        if self._joint:
+            return super().wanted()
+        return {t.name: count for t, count in zip(self.targets, self._counts(self._count), strict=True)}
 
     def _carry_out(self, rewirings: Iterable[Rewiring]) -> None:
         super()._carry_out(rewirings)

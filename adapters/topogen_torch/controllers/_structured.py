@@ -81,6 +81,8 @@ class PruneNeurons(Controller):
     SparseLinear(in_features=20, out_features=3, nnz=60, density=1, bias=True)
     """
 
+    _per_layer = ("density", "score")
+
     def __init__(
         self,
         model: nn.Module,
@@ -122,7 +124,7 @@ class PruneNeurons(Controller):
             gone = ~self._staying(hidden, step)
             kept[before.name] &= ~gone[_neurons(hidden.ends[0], outgoing=False)]
             kept[behind.name] &= ~np.repeat(gone, ties(*hidden.ends)[0])[_neurons(hidden.ends[1], outgoing=True)]
-        return [Rewiring(t.layer, places_of(t.layer)[kept[t.name]]) for t in self.targets]
+        return [Rewiring.keeping(t.layer, kept[t.name]) for t in self.targets]
 
     def _staying(self, hidden: _Hidden, step: int) -> NDArray[np.bool_]:
         """Return which neurons stay, (neurons,)."""

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from topogen import checks
 from topogen.errors import SpecError
-from topogen_torch._rewire import Rewiring, places_of
+from topogen_torch._rewire import Rewiring
 from topogen_torch.controllers._at_init import flow_scores
 from topogen_torch.controllers._base import Controller
 from topogen_torch.controllers._places import best, count_of
@@ -123,7 +123,7 @@ class SynFlow(Controller):
             kept = {name: torch.from_numpy(own).to(kept[name].device) for name, own in zip(kept, chosen, strict=True)}
         if guarded:
             _log.warning("SynFlow leaves %d of their connections to layers that would have kept fewer.", self._least)
-        return [Rewiring(t.layer, places_of(t.layer)[kept[t.name].cpu().numpy()]) for t in self.targets]
+        return [Rewiring.keeping(t.layer, kept[t.name].cpu().numpy()) for t in self.targets]
 
     def _chosen(
         self, scores: list[NDArray[np.float64]], count: int, number: int

@@ -5,26 +5,24 @@ A rule is any callable ``rule(request) -> places``: the `Request` says how many,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from topogen.errors import TopogenError
 from topogen_torch._patterned import Patterned
 from topogen_torch._rewire import Places
-from topogen_torch.controllers._places import drawn_empty
+from topogen_torch.controllers._absent import absent_gradients
+from topogen_torch.controllers._places import best, drawn_empty
 from topogen_torch.controllers._tape import Tape
 
 __all__ = ["Request", "Rule", "at_random", "by_gradient"]
 
-CHUNK = 1 << 22  # gradients of absent connections held at once
+_NONE = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class Request:
     draw : callable
         Returns the `numpy.random.Generator` of this layer and step.
     tape : Tape
-        What went through the layer in this step, for gradients.
+        What went through the layer in this step.
     sound : callable
         Returns the array of scores it is given, or refuses the whole rewiring where one of them is NaN.
     """
@@ -53,12 +51,37 @@ class Request:
     tape: Tape
     sound: Callable[[NDArray[Any]], NDArray[Any]]
 
+    def gradients(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the absolute gradients of all places, a run at a time: the first place of the run, and a tensor.
+
+        Raises
+        ------
+        TopogenError
+            If nothing went through the layer.
+        """
+        if not self.tape.pairs:
+            raise TopogenError(
+                "Growth by gradient needs a backward pass through every controlled layer in the step of an update. "
+                "Got none: call step() after loss.backward(), and leave layers out that the loss does not reach."
+            )
+        return absent_gradients(self.tape)
+
 
 Rule = Callable[[Request], Places]
 
 
 def at_random(request: Request) -> Places:
-    """Choose uniformly among all empty places, without replacement."""
+    """Choose uniformly among all empty places, without replacement.
+
+    Parameters
+    ----------
+    request : Request
+
+    Returns
+    -------
+    ndarray of int64, shape (count,)
+        Rising.
+    """
     n_in, n_out = request.layer._stored_sizes
     return drawn_empty(request.draw(), request.kept, n_in * n_out, request.count)
 
@@ -68,59 +91,64 @@ def by_gradient(request: Request) -> Places:
 
     For a block or a convolution kernel the Frobenius norm of its gradient counts. The gradients are computed a chunk
     of inputs at a time and only the best so far are kept, so that a dense gradient never exists (U. Evci et al.,
-    arXiv:1911.11134, section 3 (4)); in a process group they are summed over the processes first.
-    """
-    if not request.tape.pairs:
-        raise TopogenError(
-            "Growth by gradient needs a backward pass through every controlled layer in the step of an update. "
-            "Got none: call step() after loss.backward(), and leave layers out that the loss does not reach."
-        )
-    scores, places = np.empty(0), np.empty(0, np.int64)
-    for first, chunk in absent_gradients(request.layer, request.tape.pairs):
-        request.sound(chunk)
-        begin, end = np.searchsorted(request.kept, [first, first + chunk.size])
-        chunk[request.kept[begin:end] - first] = -1  # a place that stays cannot be chosen
-        own = np.flatnonzero(chunk >= _threshold(chunk, request.count))
-        scores = np.concatenate([scores, chunk[own]])
-        places = np.concatenate([places, own + first])
-        if len(scores) > 4 * request.count:
-            scores, places = _leading(scores, places, request.count)
-    scores, places = _leading(scores, places, request.count)
-    return np.sort(places)
+    arXiv:1911.11134, section 3 (4)); in a process group they are averaged over the processes first.
 
+    Parameters
+    ----------
+    request : Request
 
-def absent_gradients(layer: Patterned, pairs: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Yield the absolute gradients of all places of a layer, present or not, a run of rows at a time.
+    Returns
+    -------
+    ndarray of int64, shape (count,)
+        Rising.
 
-    Yields
+    Raises
     ------
-    first : int
-        The place of the chunk's first gradient.
-    chunk : ndarray of float64
+    TopogenError
+        If nothing went through the layer, or a gradient is NaN.
     """
-    (n_in, n_out), unit = layer._stored_sizes, layer._unit
-    rows = max(1, CHUNK // max(1, n_out * math.prod(unit)))
-    height, width = unit or (1, 1)
-    flat = [(x.flatten(0, -2).float(), dy.flatten(0, -2).float()) for x, dy in pairs]
-    for begin in range(0, n_in, rows):
-        end = min(n_in, begin + rows)
-        gradient = torch.zeros((end - begin) * height, n_out * width)
-        for x, dy in flat:
-            gradient.addmm_(x[:, begin * height : end * height].t(), dy)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(gradient)
-        if unit:
-            gradient = gradient.view(end - begin, height, n_out, width).double().pow(2).sum((1, 3)).sqrt()
-        yield begin * n_out, gradient.abs().flatten().double().numpy()
+    leaders = _Leaders(request.count)
+    for first, chunk in request.gradients():
+        scores = chunk.cpu().numpy()
+        if np.isnan(scores.max(initial=0)):
+            request.sound(scores)
+        begin, end = np.searchsorted(request.kept, [first, first + scores.size])
+        scores[request.kept[begin:end] - first] = -1  # a place that stays cannot be chosen
+        leaders.see(first, scores)
+    return leaders.places()
 
 
-def _threshold(chunk: NDArray[np.float64], count: int) -> float:
-    """Return a value that at least `count` entries reach, and as few others as ties allow; 0 if there are no more."""
-    if count >= len(chunk):
-        return 0.0
-    return max(0.0, float(np.partition(chunk, len(chunk) - count)[len(chunk) - count]))
+class _Leaders:
+    """The places of the largest scores among those seen so far, in the order of their places."""
 
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._slice = max(1 << 16, 4 * count)  # scores looked at together: they should stay in the cache
+        self._scores: list[NDArray[Any]] = []
+        self._places: list[Places] = []
+        self._held = 0
+        self._least = -0.5  # scores of this and less are out; those of places that stay are -1
 
-def _leading(scores: NDArray[np.float64], places: Places, count: int) -> tuple[NDArray[np.float64], Places]:
-    order = np.lexsort((places, -scores))[:count]
-    return scores[order], places[order]
+    def see(self, first: int, scores: NDArray[Any]) -> None:
+        """Look at the scores of a run of places; runs come in order."""
+        for begin in range(0, len(scores), self._slice):
+            part = scores[begin : begin + self._slice]
+            own = np.flatnonzero(part > self._least)
+            self._scores.append(part[own])
+            self._places.append(own + (first + begin))
+            self._held += len(own)
+            if self._held > 2 * self.count:
+                self._cut()
+
+    def places(self) -> Places:
+        """Return the places of the `count` largest scores, rising; of equal scores the first."""
+        self._cut()
+        return self._places[0]
+
+    def _cut(self) -> None:
+        """Keep the leading ones; nothing that comes later and is only as good as the last of them can be one."""
+        scores, places = np.concatenate(self._scores or [np.empty(0)]), np.concatenate(self._places or [_NONE])
+        own = best(scores, self.count)
+        self._scores, self._places, self._held = [scores[own]], [places[own]], len(own)
+        if len(own) == self.count:
+            self._least = max(self._least, scores[own].min(initial=np.inf))

@@ -15,7 +15,7 @@ from torch import nn
 import topogen as tg
 import topogen_torch as tt
 from topogen.errors import SpecError, TopogenError
-from topogen_torch.controllers import growth
+from topogen_torch.controllers import _absent
 
 W = torch.tensor([[0.5, 0, -0.2, 0], [0, 0.1, 0, -0.8], [0.9, 0, 0.3, 0], [0, -0.4, 0, 0.05]])
 G = torch.tensor(
@@ -112,7 +112,7 @@ def test_the_number_of_connections_is_exact(seed, every, fraction):
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 22])
 def test_rigl_grows_where_the_dense_gradient_is_largest(chunk, monkeypatch):
     """Whatever the size of the chunks, and over several micro-batches: against autograd of the dense twin."""
-    monkeypatch.setattr(growth, "CHUNK", chunk)
+    monkeypatch.setattr(_absent, "CHUNK", chunk)
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     ctl = tt.RigL(model, optimizer, end_step=10**6, update_every=2)
@@ -285,7 +285,7 @@ REFUSED = {
     "group": (
         lambda: tt.RigL(model_of(), None, end_step=9, groups=[{"layers": "0", "fraction": 1}]),
         "The 'groups' parameter of RigL must have mappings of 'layers' and any of "
-        "['drop_fraction', 'end_step', 'grow', 'update_every']. Got ['fraction', 'layers'].",
+        "['drop_fraction', 'grow'], since the other settings are those of all layers. Got ['fraction', 'layers'].",
     ),
     "optimizer": (
         lambda: tt.RigL(model_of(), torch.optim.SGD(model_of()[0].parameters(), 0.1), end_step=9),

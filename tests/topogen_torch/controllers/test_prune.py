@@ -1,6 +1,7 @@
 """Pruning: exact numbers, the largest weights, schedules, and what is refused."""
 
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_all_layers_together_keep_the_largest(density, seed):
     tt.OneShot(model, density=density, scope="global").step()
     after = np.concatenate([weight.ravel() for weight in weights_of(model)])
     count = sum(layer.nnz for layer in layers_of(model))
-    assert count == sum(round(round(density * 100) * size / 100) for size in possible)
+    assert count == round(Fraction(round(density * 100), 100) * sum(possible))
     kept = np.argsort(-np.abs(before), kind="stable")[:count]
     assert np.array_equal(np.flatnonzero(after), np.sort(kept))
     assert np.array_equal(after[kept], before[kept])
@@ -128,6 +129,45 @@ def test_a_distribution_meets_the_budget(distribution):
     assert [layer.nnz for layer in layers_of(model)] == expected
 
 
+@pytest.mark.parametrize("distribution", ["uniform", "er", "erk", "global"])
+def test_every_distribution_at_once_and_little_by_little(distribution):
+    at_once, little = dense_model(sizes=(40, 30, 10)), dense_model(sizes=(40, 30, 10))
+    tt.OneShot(at_once, density=0.2, distribution=distribution).step()
+    settings = {"density": 0.2, "begin_step": 0, "end_step": 1, "update_every": 1}
+    tt.GradualMagnitude(little, None, distribution=distribution, **settings).step()
+    for a, b in zip(layers_of(at_once), layers_of(little), strict=True):
+        assert torch.equal(a.pattern_hash, b.pattern_hash)
+    counts = [layer.nnz for layer in layers_of(at_once)]
+    assert sum(counts) == 300
+    if distribution == "global":
+        largest = np.concatenate([np.abs(w).ravel() for w in weights_of(dense_model(sizes=(40, 30, 10)))])
+        assert sum(np.abs(w[w != 0]).sum() for w in weights_of(at_once)) == pytest.approx(np.sort(largest)[-300:].sum())
+    else:
+        assert counts == tg.connection_counts([(30, 40), (10, 30)], density=0.2, distribution=distribution)
+
+
+def test_a_budget_of_kernels_and_connections_is_met():
+    """An ERK budget in weights, in units of 9 and of 1: exact where kernels allow, within half a kernel otherwise."""
+    model = torch.nn.Sequential(
+        tt.SparseConv2d(np.ones((4, 6)), 3), torch.nn.Flatten(), tt.SparseLinear(np.ones((6, 5)))
+    )
+    tt.OneShot(model, density=0.4, distribution="erk").step()
+    wanted = tg.connection_counts([(6, 4, 3, 3), (5, 6)], density=0.4)
+    assert abs(model[0].nnz - wanted[0]) < 9
+    assert abs(model[2].nnz - wanted[1]) <= 1
+    assert model[0].nnz % 9 == 0
+
+
+def test_groups_may_have_scores_of_their_own():
+    model, twin = dense_model(), dense_model()
+    inverse = lambda layer: -layer.values.detach().abs()  # noqa: E731
+    tt.OneShot(model, density=0.2, groups=[{"layers": "2", "score": inverse}]).step()
+    for name, score in (("0", "magnitude"), ("2", inverse)):
+        tt.OneShot(twin, density=0.2, score=score, layers=name).step()
+    assert torch.equal(model[0].pattern_hash, twin[0].pattern_hash)
+    assert torch.equal(model[2].pattern_hash, twin[2].pattern_hash)
+
+
 def test_what_is_pruned_little_by_little_can_be_resumed():
     def fresh():
         model = dense_model(sizes=(20, 10))
@@ -179,6 +219,18 @@ REFUSED = {
     "groups": (
         lambda: tt.OneShot(dense_model(), density=0.5, scope="global", groups=[{"layers": "0", "density": 0.1}]),
         "The 'groups' parameter of OneShot must be empty with scope='global'.",
+    ),
+    "distribution": (
+        lambda: tt.OneShot(dense_model(), density=0.5, distribution="even"),
+        "The 'distribution' parameter of OneShot must be 'uniform' or 'er' or 'erk' or 'global'. Got 'even'.",
+    ),
+    "densities of groups": (
+        lambda: tt.OneShot(dense_model(), density=0.5, distribution="erk", groups=[{"layers": "0", "density": 0.1}]),
+        "The 'groups' parameter of OneShot must set no density with distribution='erk', which shares one out. Got [{'",
+    ),
+    "groups of all": (
+        lambda: tt.OneShot(dense_model(), density=0.5, distribution="global", groups=[{"layers": "0", "density": 0.1}]),
+        "The 'groups' parameter of OneShot must be empty with distribution='global'.",
     ),
     "scores of a layer": (
         lambda: tt.OneShot(dense_model(), density=0.5, score={"0": torch.ones(108)}).step(),
