@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import signal
@@ -20,20 +21,12 @@ from torch import nn
 import topogen as tg
 from topogen import _cli
 from topogen.errors import FormatError, SpecError
-from topogen_torch import commands
 from topogen_torch._layers import SparseLinear
 from topogen_torch._reports import _timing
 from topogen_torch._training import _run
-from topogen_torch._training._run import (
-    DEFAULTS,
-    Member,
-    Settings,
-    execute,
-    members,
-    model_of,
-    read_settings,
-    topology_of,
-)
+from topogen_torch._training._members import Member, members, model_of, topology_of
+from topogen_torch._training._run import execute
+from topogen_torch._training._settings import DEFAULTS, Settings, read_settings
 from topogen_torch._training._show import Show, accuracy_text
 from topogen_torch._training._train import evaluate
 from topogen_torch.data import load_data
@@ -103,7 +96,8 @@ def test_the_folder_holds_everything(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     checkpoints = [f"checkpoints/{kind}-seed{seed}.pt" for seed in (7, 8) for kind in ("sparse", "dense", "random")]
     files = [
-        "learning_curve.png", "metrics.csv", "report.json", "report.txt", "settings.json", "spec.json",
+        "layers.csv", "learning_curve.png", "metrics.csv", "recipe.yaml", "report.json", "report.txt", "settings.json",
+        "spec.json",
         "topology.npz", "topology.png", "weights.safetensors", *checkpoints,
     ]  # fmt: skip
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == sorted(files)
@@ -147,7 +141,7 @@ def test_metrics_have_one_row_an_epoch(finished: tuple[Path, str]) -> None:
 def test_the_weights_give_the_accuracy_that_is_reported(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     settings = read_settings(folder)
-    model = model_of(settings, Member("sparse", 8))  # of another seed: the file must bring everything
+    model = model_of(settings, Member("sparse", 8), load_data())  # of another seed: the file must bring everything
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     digits = load_data()
     loss, accuracy = evaluate(model, torch.from_numpy(digits.test_x), torch.from_numpy(digits.test_y))
@@ -184,7 +178,7 @@ def test_the_random_twin_has_as_many_connections_in_each_layer() -> None:
 def test_initial_weights_are_drawn_for_the_fan_in_and_by_the_seed_alone() -> None:
     wide = settings("Dense(sizes=[64, 400, 10])")
     state = torch.get_rng_state()
-    sparse, dense = (model_of(wide, Member(kind, 3)) for kind in ("sparse", "dense"))
+    sparse, dense = (model_of(wide, Member(kind, 3), load_data()) for kind in ("sparse", "dense"))
     assert torch.equal(torch.get_rng_state(), state)
     assert [type(m) for m in dense] == [nn.Linear, nn.ReLU, nn.Linear]
     assert [type(m) for m in sparse] == [SparseLinear, nn.ReLU, SparseLinear]
@@ -192,7 +186,7 @@ def test_initial_weights_are_drawn_for_the_fan_in_and_by_the_seed_alone() -> Non
         assert weights.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.02)
     for layer in (sparse[0], dense[0], sparse[2], dense[2]):
         assert not layer.bias.any()
-    again, other = (model_of(wide, Member("dense", seed)) for seed in (3, 4))
+    again, other = (model_of(wide, Member("dense", seed), load_data()) for seed in (3, 4))
     assert torch.equal(again[0].weight, dense[0].weight)
     assert not torch.equal(other[0].weight, dense[0].weight)
 
@@ -346,10 +340,10 @@ def test_a_resumed_run_keeps_its_settings(finished: tuple[Path, str], capsys: py
     ("text", "message"),
     [
         ("{", "settings.json is damaged or foreign: Expecting property name"),
-        ("[]", "settings.json is damaged or foreign: it must be a JSON object of the format 'topogen run 1'"),
-        ('{"format": "topogen run 1"}', "settings.json is damaged or foreign: 'spec'"),
-        ('{"format": "topogen run 1", "spec": {"family": "Dense", "sizes": [2, 2]}}', "missing 5 required keyword"),
-        ('{"format": "topogen run 1", "spec": {"family": "Dense", "sizes": [2, 2]}, "data": "digits", "epochs": 0, '
+        ("[]", "settings.json is damaged or foreign: it must be a JSON object of the format 'topogen run 2'"),
+        ('{"format": "topogen run 2"}', "settings.json is damaged or foreign: 'spec'"),
+        ('{"format": "topogen run 2", "spec": {"family": "Dense", "sizes": [2, 2]}}', "missing 5 required keyword"),
+        ('{"format": "topogen run 2", "spec": {"family": "Dense", "sizes": [2, 2]}, "data": "digits", "epochs": 0, '
          '"batch_size": 1, "lr": 1, "threads": 1}', "'--epochs' parameter of topogen train must be an int >= 1. Got 0"),
     ],
 )  # fmt: skip
@@ -363,8 +357,8 @@ def test_damaged_settings_are_refused(text: str, message: str) -> None:
 def test_without_torch_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = commands.importlib.util.find_spec
-    monkeypatch.setattr(commands.importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
     assert topogen("train") == 2
     assert capsys.readouterr().err == "topogen: topogen train needs torch: pip install 'topogen-nn[torch]'.\n"
 

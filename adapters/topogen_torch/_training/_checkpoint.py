@@ -14,7 +14,7 @@ from topogen.io import replacing
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
-_FORMAT = "topogen training checkpoint 1"
+_FORMAT = "topogen training checkpoint 2"
 
 
 def save_checkpoint(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:

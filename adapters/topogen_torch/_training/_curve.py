@@ -12,12 +12,17 @@ import numpy as np
 from topogen.io import replacing
 
 if TYPE_CHECKING:
+    from topogen_torch._training._epoch import Epoch
     from topogen_torch._training._run import Member
-    from topogen_torch._training._train import Epoch
 
 __all__ = ["draw_curves"]
 
-_COLOURS = {"sparse": "#0072b2", "dense": "#444444", "random": "#d55e00"}  # told apart by the colour-blind too
+_COLOURS = {
+    "sparse": "#0072b2",
+    "dense": "#444444",
+    "random": "#d55e00",
+    "static": "#009e73",
+}  # told apart by the colour-blind too
 
 
 def draw_curves(histories: Mapping[Member, Sequence[Epoch]], path: Path, *, title: str) -> None:

@@ -5,204 +5,48 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+import os
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
 import topogen as tg
-from topogen import checks
-from topogen.errors import FormatError, SpecError
 from topogen.io import replacing
+from topogen_torch._layers import SparseLinear
 from topogen_torch._reports._report import report
-from topogen_torch._stack import sparse_mlp
 from topogen_torch._training._curve import draw_curves
+from topogen_torch._training._descent import make_optimizer
+from topogen_torch._training._epoch import Epoch, LayerState
+from topogen_torch._training._loggers import Logger, check_loggers, open_loggers
+from topogen_torch._training._members import START, Member, members, method_of, model_of, topology_of
+from topogen_torch._training._methods import is_once
+from topogen_torch._training._recipe import recipe_text
+from topogen_torch._training._settings import Settings, check_sizes, launched_from_outside, read_settings
 from topogen_torch._training._show import Show
-from topogen_torch._training._train import Epoch, train
-from topogen_torch.data import DataSet, check_name
+from topogen_torch._training._train import train
+from topogen_torch.data import DataSet
 
-__all__ = ["DEFAULTS", "Member", "Settings", "execute", "read_settings"]
+__all__ = ["execute"]
 
-_FORMAT = "topogen run 1"
 _OWNER = "topogen train"
-_INITIAL = 101  # names, below a member's seed, the draw of its initial weights; `_train` has 100
-
-# What is trained where nothing else is asked for. Each spec was chosen by measuring; the first layer has one input a
-# pixel and the last, dense, one output a class.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {
-        # 24,960 of 249,600 connections, the read-out included: exactly 90 % sparse
-        "spec": "Chain(RadixNet(systems=[[2, 8, 4]], widths=[1, 5, 5, 6]), Dense(sizes=[384, 10]))",
-        "epochs": 20,
-        "batch_size": 32,
-        "lr": 0.05,
-        "weight_decay": 0.001,
-        "threads": 1,  # a step is too short to share: on a busy machine two threads wait for each other
-    },
-    "mnist": {  # LeNet-300-100
-        "spec": "Chain(Trim(RadixNet(systems=[[10, 10]], widths=[8, 3, 1]), [784, 300, 100], keep='last'), "
-        "Dense(sizes=[100, 10]))",
-        "epochs": 20,
-        "batch_size": 100,
-        "lr": 0.1,
-    },
-    "cifar10": {  # one Kronecker block for each colour
-        "spec": "Chain(RadixNet(systems=[[32, 32]], widths=[3, 2, 1]), Dense(sizes=[1024, 10]))",
-        "epochs": 20,
-        "batch_size": 100,
-        "lr": 0.05,
-    },
-}
+Histories = dict[Member, list[Epoch]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """All that decides the numbers of a run.
-
-    Attributes
-    ----------
-    data : str
-        Name of the data set.
-    spec : AbstractSpec
-        What is trained: as many inputs as the data has features, as many outputs as it has classes.
-    epochs, batch_size, lr, momentum, weight_decay
-        As for `train`.
-    seed : int
-        Of the first repeat; the others follow. A repeat's seed decides its random topologies, initial weights and
-        order of the images.
-    repeats : int >= 1
-        How often every model is trained.
-    twins : bool
-        Whether to train beside it a dense twin (same sizes) and a random twin (same sizes, same number of connections
-        in each layer).
-    threads : int >= 1
-        CPU threads.
-    device, precision : str
-        As Fabric's ``accelerator`` and ``precision``.
-    """
-
-    data: str
-    spec: tg.AbstractSpec
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    seed: int = 0
-    repeats: int = 1
-    twins: bool = True
-    threads: int
-    device: str = "cpu"
-    precision: str = "32-true"
-
-    def __post_init__(self) -> None:
-        check_name(self.data, "--data", _OWNER)
-        checks.instance(self.spec, "--spec", _OWNER, tg.AbstractSpec, "an")
-        checks.integer(self.epochs, "--epochs", _OWNER, low=1)
-        checks.integer(self.batch_size, "--batch-size", _OWNER, low=1)
-        checks.real(self.lr, "--lr", _OWNER, open_low=True)
-        checks.real(self.momentum, "--momentum", _OWNER, high=1.0)
-        checks.real(self.weight_decay, "--weight-decay", _OWNER)
-        checks.integer(self.seed, "--seed", _OWNER, low=0)
-        checks.integer(self.repeats, "--repeats", _OWNER, low=1)
-        checks.integer(self.threads, "--threads", _OWNER, low=1)
-
-    def check_fits(self, data: DataSet) -> None:
-        """Refuse a spec whose first or last size, or a batch size, that the data cannot have."""
-        needed = (data.features, len(data.classes))
-        if (self.spec.sizes[0], self.spec.sizes[-1]) != needed:
-            raise SpecError(
-                f"The '--spec' parameter of {_OWNER} must have {needed[0]} inputs and {needed[1]} outputs "
-                f"for {data.name}. Got sizes {self.spec.sizes}."
-            )
-        checks.integer(self.batch_size, "--batch-size", _OWNER, low=1, high=len(data.train_y))
-
-    def fabric(self) -> Fabric:
-        """Return the Fabric that these settings ask for; SpecError where this machine has none of the kind."""
-        try:
-            return Fabric(accelerator=self.device, devices=1, precision=self.precision)  # pyright: ignore[reportArgumentType]
-        except (ValueError, RuntimeError, MisconfigurationException) as error:
-            raise SpecError(
-                f"The '--device' and '--precision' parameters of {_OWNER} must be what Fabric finds on this machine. "
-                f"Got {self.device!r} and {self.precision!r}: {' '.join(str(error).split())}"
-            ) from None
-
-    def to_json(self) -> str:
-        """Return the settings as JSON."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return (
-            json.dumps({"format": _FORMAT, **values, "spec": json.loads(tg.spec_to_json(self.spec))}, indent=2) + "\n"
-        )
-
-
-def read_settings(folder: Path) -> Settings:
-    """Return the settings of the run in `folder`; SpecError where it is no run, FormatError where it is damaged."""
-    path = folder / "settings.json"
-    if not path.is_file():
-        checks.refuse("--resume", _OWNER, "the folder of a run, which holds a settings.json", str(folder))
-    try:
-        values: Any = json.loads(path.read_bytes())
-        if not isinstance(values, dict) or values.pop("format", None) != _FORMAT:
-            raise FormatError(f"it must be a JSON object of the format '{_FORMAT}'.")
-        values["spec"] = tg.spec_from_json(json.dumps(values["spec"]))
-        return Settings(**values)
-    except (ValueError, KeyError, TypeError) as error:  # FormatError and SpecError are ValueErrors
-        raise FormatError(f"{path} is damaged or foreign: {error}") from None
-
-
-class Member(NamedTuple):
-    """One training of a run: which of the models, and with which seed."""
-
-    kind: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.kind}, seed {self.seed}"
-
-
-def members(settings: Settings) -> Iterator[Member]:
-    """Yield the trainings of a run, in order."""
-    for repeat in range(settings.repeats):
-        for kind in ("sparse", "dense", "random") if settings.twins else ("sparse",):
-            yield Member(kind, settings.seed + repeat)
-
-
-def topology_of(settings: Settings, member: Member) -> tg.Topology:
-    """Return the topology that a member trains; of the dense one it is never needed."""
-    net = tg.generate(settings.spec, rng=member.seed)
-    if member.kind == "sparse":
-        return net
-    density = tuple(layer.nnz / (layer.shape[0] * layer.shape[1]) for layer in net)
-    return tg.generate(tg.ErdosRenyi(sizes=net.sizes, density=density), rng=member.seed)
-
-
-def model_of(settings: Settings, member: Member) -> nn.Module:
-    """Return a member's model with its initial weights, drawn for the actual fan-in; biases start at 0."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(tg.stream(np.random.SeedSequence(member.seed), _INITIAL).integers(2**62)))
-        if member.kind != "dense":
-            return sparse_mlp(topology_of(settings, member))
-        return _dense_mlp(settings.spec.sizes)
-
-
-def _dense_mlp(sizes: tuple[int, ...]) -> nn.Module:
-    modules: list[nn.Module] = []
-    for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
-        linear = nn.Linear(n_in, n_out)
-        nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu")  # as the sparse layers
-        nn.init.zeros_(linear.bias)
-        modules += [linear, nn.ReLU()]
-    return nn.Sequential(*modules[:-1])
-
-
-def execute(settings: Settings, folder: Path, data: DataSet, show: Show) -> dict[Member, list[Epoch]]:
+def execute(
+    settings: Settings,
+    folder: Path,
+    data: DataSet,
+    show: Show,
+    *,
+    recipe: Path | None = None,
+    source: Path | None = None,
+) -> Histories:
     """Carry a run out, or on from where it stopped, and write its folder.
 
     Parameters
@@ -213,6 +57,10 @@ def execute(settings: Settings, folder: Path, data: DataSet, show: Show) -> dict
     data : DataSet
     show : Show
         What the user sees.
+    recipe : Path, optional
+        The file that the settings of a new run come from; the folder gets a copy.
+    source : Path, optional
+        The weights that a new run begins with; the folder gets a copy.
 
     Returns
     -------
@@ -227,69 +75,168 @@ def execute(settings: Settings, folder: Path, data: DataSet, show: Show) -> dict
         On Ctrl-C, after a checkpoint has been written.
     """
     settings.check_fits(data)
+    check_loggers(settings.loggers, _OWNER)
     fabric = settings.fabric()
     torch.set_num_threads(settings.threads)
+    from_outside = fabric.world_size > 1 and launched_from_outside()
+    is_first = not from_outside or os.environ["RANK"] == "0"
+    if is_first:  # alone, as long as the processes do not know each other: what measures or scores would wait for all
+        _begin(settings, folder, data, show, recipe, source)
+    if from_outside:
+        fabric.launch()
+        fabric.barrier()
+    if fabric.world_size > 1 and not from_outside:
+        histories = _launched(fabric, folder, data)
+    else:
+        histories = _train_members(fabric, settings, folder, data, show)
+    if is_first:
+        draw_curves(histories, folder / "learning_curve.png", title=f"{data.name}: {settings.spec or 'from weights'}")
+        show.results(histories, tg.load(folder / "topology.npz").sizes)
+    return histories
+
+
+def _begin(
+    settings: Settings, folder: Path, data: DataSet, show: Show, recipe: Path | None, source: Path | None
+) -> None:
+    """Write and show what is known before training; what cannot work is found before anything is written."""
     first = next(members(settings))
-    net = topology_of(settings, first)
+    model = model_of(settings, first, data, source or folder / START)
+    patterns = [module.pattern for module in model.modules() if isinstance(module, SparseLinear)]
+    as_promised = settings.spec is not None and not is_once(settings.method)
+    net = topology_of(settings, first) if as_promised else tg.Topology(patterns)
+    check_sizes(net.sizes, data, "--spec" if settings.start is None else "weights")
+    sample = torch.from_numpy(data.test_x[: settings.batch_size])
+    state = "adam" if settings.optimizer.startswith("adam") else "momentum" if settings.momentum else "sgd"
+    layers = report(model, sample, optimizer=state, break_even=False)
+    _check_method(settings, first, data, model)
+
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     for leftover in folder.rglob(".topogen-*.tmp"):  # of a process that was killed while it wrote
         leftover.unlink()
+    if source is not None:
+        _write(folder / START, source.read_bytes())
+    if recipe is not None:
+        _write(folder / f"recipe{recipe.suffix}", recipe.read_bytes())
+    elif not (folder / "recipe.py").exists() and settings.spec is not None:
+        _write(folder / "recipe.yaml", recipe_text(settings))
     _write(folder / "settings.json", settings.to_json())
-    _write(folder / "spec.json", tg.spec_to_json(settings.spec) + "\n")
+    if settings.spec is not None:
+        _write(folder / "spec.json", tg.spec_to_json(settings.spec) + "\n")
     tg.save(net, folder / "topology.npz")
     tg.draw(net, folder / "topology.png")
-    show.certificate(settings.spec, tg.verify(net))
-    sample = torch.from_numpy(data.test_x[: settings.batch_size])
-    optimizer = "momentum" if settings.momentum else "sgd"
-    layers = report(model_of(settings, first), sample, optimizer=optimizer, break_even=False)
+    show.certificate(net.spec, tg.verify(net))
     _write(folder / "report.json", json.dumps(layers.to_dict(), indent=2) + "\n")
     _write(folder / "report.txt", f"{layers}\n")
     show.layers(layers)
 
-    histories: dict[Member, list[Epoch]] = {}
-    with show.progress(settings.epochs) as progress:
+
+def _check_method(settings: Settings, member: Member, data: DataSet, model: nn.Module) -> None:
+    """Have the method built once, for what it refuses."""
+    optimizer = make_optimizer(
+        settings.optimizer, model.parameters(), lr=settings.lr, momentum=settings.momentum,
+        weight_decay=settings.weight_decay, owner=_OWNER,
+    )  # fmt: skip
+    method = method_of(settings, member, data)
+    if method is not None:
+        method(model, optimizer, settings.epochs * -(-len(data.train_y) // settings.batch_size))
+
+
+def _launched(fabric: Fabric, folder: Path, data: DataSet) -> Histories:
+    """Train in several processes; Fabric hands neither frozen objects on to them nor back."""
+    parts = {field.name: getattr(data, field.name) for field in fields(data)}
+    found: list[Any] = cast(Any, fabric.launch)(_in_process, folder, parts)  # typed as if it took no arguments
+    return {Member(kind, seed): [Epoch.from_dict(row) for row in rows] for kind, seed, rows in found}
+
+
+def _in_process(fabric: Fabric, folder: Path, parts: dict[str, Any]) -> list[Any]:
+    """Train in one of several processes, from what the folder says."""
+    settings = read_settings(folder)
+    torch.set_num_threads(settings.threads)
+    show = Show(silent=not fabric.is_global_zero)
+    histories = _train_members(fabric, settings, folder, DataSet(**parts), show)
+    return [[*member, [row.to_dict() for row in rows]] for member, rows in histories.items()]
+
+
+def _train_members(fabric: Fabric, settings: Settings, folder: Path, data: DataSet, show: Show) -> Histories:
+    histories: Histories = {}
+    with show.progress(settings.epochs) as board:
         for member in members(settings):
-            model, rows = model_of(settings, member), histories.setdefault(member, [])
-            on_step = progress.start(str(member))
-
-            def on_epoch(row: Epoch, rows: list[Epoch] = rows) -> None:
-                rows.append(row)
-                _write(folder / "metrics.csv", _csv(histories))
-
-            train(
-                model,
-                data,
-                epochs=settings.epochs,
-                batch_size=settings.batch_size,
-                lr=settings.lr,
-                momentum=settings.momentum,
-                weight_decay=settings.weight_decay,
-                seed=member.seed,
-                fabric=fabric,
-                checkpoint=folder / "checkpoints" / f"{member.kind}-seed{member.seed}.pt",
-                on_step=on_step,
-                on_epoch=on_epoch,
+            rows = histories.setdefault(member, [])
+            loggers = (
+                open_loggers(settings.loggers, folder, member.name, settings.to_dict()) if fabric.is_global_zero else []
             )
-            progress.finish(rows[-1])
-            if member == first:
-                with replacing(folder / "weights.safetensors") as file:
-                    file.write(to_safetensors({name: t.cpu() for name, t in model.state_dict().items()}))
-    draw_curves(histories, folder / "learning_curve.png", title=f"{data.name}: {settings.spec}")
-    show.results(histories, net)
+
+            def on_epoch(
+                row: Epoch, rows: list[Epoch] = rows, member: Member = member, loggers: list[Logger] = loggers
+            ) -> None:
+                rows.append(row)
+                board.epoch(row)
+                if fabric.is_global_zero:
+                    _write(folder / "metrics.csv", _metrics(histories))
+                    _write(folder / "layers.csv", _layers(histories))
+                for logger in loggers:
+                    logger.log(row)
+
+            model, method = model_of(settings, member, data, folder / START), method_of(settings, member, data)
+            try:
+                train(
+                    model,
+                    data,
+                    epochs=settings.epochs,
+                    batch_size=settings.batch_size,
+                    accumulate=settings.accumulate,
+                    optimizer=settings.optimizer,
+                    lr=settings.lr,
+                    schedule=settings.schedule,
+                    momentum=settings.momentum,
+                    weight_decay=settings.weight_decay,
+                    method=method,
+                    seed=member.seed,
+                    fabric=fabric,
+                    checkpoint=folder / "checkpoints" / f"{member.name}.pt",
+                    on_step=board.start(str(member), layers=method is not None),
+                    on_epoch=on_epoch,
+                )
+            finally:
+                for logger in loggers:
+                    logger.close()
+            if member == next(members(settings)) and fabric.is_global_zero:
+                state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+                _write(folder / "weights.safetensors", to_safetensors(state))
     return histories
 
 
-def _csv(histories: dict[Member, list[Epoch]]) -> str:
+def _metrics(histories: Histories) -> str:
     """Return one row an epoch of every member, numbers in full precision."""
+    names = [*(field.name for field in fields(Epoch) if field.name != "layers"), "density"]
+    return _csv(
+        ["model", "seed", *names],
+        ([*member, *(getattr(row, name) for name in names)] for member, rows in histories.items() for row in rows),
+    )
+
+
+def _layers(histories: Histories) -> str:
+    """Return one row for each sparse layer of every member after every epoch."""
+    names = [*(field.name for field in fields(LayerState)), "density", "target"]
+    return _csv(
+        ["model", "seed", "epoch", *names],
+        (
+            [*member, row.epoch, *(getattr(layer, name) for name in names)]
+            for member, rows in histories.items()
+            for row in rows
+            for layer in row.layers
+        ),
+    )
+
+
+def _csv(names: list[str], rows: Iterable[list[Any]]) -> str:
     text = io.StringIO()
-    names = [field.name for field in fields(Epoch)]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "seed", *names])
-    for member, rows in histories.items():
-        writer.writerows([*member, *(getattr(row, name) for name in names)] for row in rows)
+    writer.writerow(names)
+    writer.writerows(rows)
     return text.getvalue()
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: str | bytes) -> None:
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(content.encode() if isinstance(content, str) else content)

@@ -5,12 +5,10 @@ Shapes: N images, F features, B images of one step on this process.
 
 from __future__ import annotations
 
-import contextlib
+import gc
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,52 +16,28 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 
-import topogen as tg
 from topogen import checks
-from topogen.errors import SpecError, TopogenError
+from topogen.errors import FormatError, SpecError, TopogenError
 from topogen_torch._training._checkpoint import load_checkpoint, save_checkpoint
+from topogen_torch._training._descent import check_schedule, make_optimizer, rate_at
+from topogen_torch._training._epoch import Epoch, layer_states
+from topogen_torch._training._exact import Interrupt, draws, own_randomness
+from topogen_torch.controllers import Controller
 from topogen_torch.data import DataSet
 
-__all__ = ["Epoch", "evaluate", "train"]
+__all__ = ["Epoch", "Method", "evaluate", "train"]
 
-# What an epoch's draws belong to, below the seed; the numbers 0..99 are the core's. Part of every result: never change.
-_EPOCH = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What is known after an epoch.
-
-    Attributes
-    ----------
-    epoch : int
-        Counted from 1.
-    lr : float
-        Learning rate of its last step.
-    train_loss, train_accuracy : float
-        Mean over the epoch, each image judged before the step that learned from it; accuracy in [0, 1].
-    test_loss, test_accuracy : float
-        Mean over the test images after the epoch.
-    seconds : float
-        Time of its training steps, evaluation and checkpoint not included.
-    """
-
-    epoch: int
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    test_loss: float
-    test_accuracy: float
-    seconds: float
+Method = Callable[[nn.Module, Optimizer, int], Controller]
+"""Builds a controller from the model, its optimizer and the number of steps that the run will have."""
 
 
 @dataclass(slots=True)
 class _Progress:
-    """How far a run has come: all that a checkpoint holds besides model and optimizer."""
+    """How far a run has come: all that a checkpoint holds besides model, optimizer and controller."""
 
     step: int = 0
     loss: float = 0.0  # sums of the running epoch, on this process
@@ -72,25 +46,51 @@ class _Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+@dataclass(slots=True, eq=False)
+class _Run:
+    """What a run changes, and what its checkpoints hold."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    controller: Controller | None
+    fabric: Fabric
+    forward: Any  # the model as Fabric wraps it
+    stepped: bool = True  # whether the optimizer has, in this step: a loss scale skips steps that overflow
+
+    def __post_init__(self) -> None:
+        self.optimizer.register_step_post_hook(lambda *_: setattr(self, "stepped", True))
+
+    def rewrap(self) -> None:
+        """Wrap the model anew: several processes exchange gradients through buckets of the shapes it had before."""
+        if self.fabric.world_size > 1:
+            self.forward = nn.Identity()  # the old wrapper's hooks go with it
+            gc.collect()
+            self.forward = self.fabric.setup_module(self.model)
+
+
 def train(
     model: nn.Module,
     data: DataSet,
     *,
     epochs: int,
     batch_size: int = 100,
+    accumulate: int = 1,
+    optimizer: str = "sgd",
     lr: float = 0.1,
+    schedule: str | Mapping[int, float] = "cosine",
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
+    method: Method | None = None,
     seed: int = 0,
     fabric: Fabric | None = None,
     checkpoint: Path | None = None,
     on_step: Callable[[int, int, float, float], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> list[Epoch]:
-    """Train a classifier in place: SGD with momentum, the learning rate following half a cosine down to 0.
+    """Train a classifier in place; a method may change its connections while it learns.
 
-    Step t of T has the learning rate lr (1 + cos(pi t / T)) / 2. The loss is the cross-entropy of the model's outputs,
-    taken as logits: a rectifier behind the last layer would cut their gradient.
+    The loss is the cross-entropy of the model's outputs, taken as logits: a rectifier behind the last layer would cut
+    their gradient.
 
     Parameters
     ----------
@@ -102,10 +102,20 @@ def train(
         How often every training image is seen.
     batch_size : int in [1, N]
         Images a step, over all processes; the last step of an epoch takes what is left.
+    accumulate : int >= 1
+        In how many parts a process takes its share of a batch, to use less memory; the gradient is that of the whole.
+    optimizer : {"sgd", "nesterov", "adam", "adamw"}
     lr : float > 0
+        Learning rate of the first step.
+    schedule : {"cosine", "linear", "constant"} or mapping
+        Step t of T, counted from 0, has the learning rate lr (1 + cos(pi t / T)) / 2, lr (1 - t / T) or lr. A mapping
+        {epochs: factor} multiplies it after so many epochs.
     momentum : float in [0, 1]
+        Of "adam" and "adamw" the first beta, below 1.
     weight_decay : float >= 0
-        L2 penalty, on all parameters.
+        On all parameters: L2 penalty; of "adamw" decoupled.
+    method : callable, optional
+        ``method(model, optimizer, steps)`` returns the controller whose ``step()`` is called after the optimizer's.
     seed : int >= 0
         Of the order of the images and of what the model itself draws (dropout). Both are derived from the seed and
         the epoch alone. How the model is initialised is the caller's.
@@ -115,7 +125,7 @@ def train(
     checkpoint : Path, optional
         Written after every epoch, and after the current step on Ctrl-C, which then raises KeyboardInterrupt; a second
         Ctrl-C does not wait. Where the file exists the run continues from it, and ends as if it had never stopped:
-        in one process on a CPU, with the same number of threads, bit for bit.
+        in one process on a CPU, with the same number of threads, bit for bit. The connections come from it as well.
     on_step, on_epoch : callable, optional
         ``on_step(step, steps, loss, accuracy)`` with the running means of the epoch; ``on_epoch(epoch)``, which is
         called for resumed epochs too.
@@ -129,61 +139,67 @@ def train(
     ------
     SpecError
         If an argument is out of range, the model has not one output a class, or the checkpoint was made with other
-        settings, data or another model.
+        settings, data, another model or another method; a run with a method never goes on without its state.
     FormatError
-        If the checkpoint is damaged or foreign.
+        If the checkpoint is damaged or foreign, or lacks the method's state.
     TopogenError
-        If the loss is no longer finite.
+        If the loss is no longer finite, or the method meets a score that is NaN.
     """
     n_train = len(checks.instance(data, "data", "train", DataSet).train_y)
     settings = {
         "epochs": checks.integer(epochs, "epochs", "train", low=1),
         "batch_size": checks.integer(batch_size, "batch_size", "train", low=1, high=n_train),
+        "accumulate": checks.integer(accumulate, "accumulate", "train", low=1),
+        "optimizer": optimizer,
         "lr": checks.real(lr, "lr", "train", open_low=True),
+        "schedule": check_schedule(schedule, "schedule", "train"),
         "momentum": checks.real(momentum, "momentum", "train", high=1.0),
         "weight_decay": checks.real(weight_decay, "weight_decay", "train"),
         "seed": checks.integer(seed, "seed", "train", low=0),
     }
-    identity = settings | _description(model, data) if checkpoint else {}
+    descent = make_optimizer(
+        optimizer, model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, owner="train"
+    )
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
-    forward, stepper = fabric.setup(model, optimizer)
+    forward, stepper = fabric.setup(model, descent)
     train_x, train_y, test_x, test_y = (
         torch.from_numpy(array).to(fabric.device) for array in (data.train_x, data.train_y, data.test_x, data.test_y)
     )
     _check_outputs(forward, train_x[:1], len(data.classes))
+    steps_per_epoch = math.ceil(n_train / batch_size)
+    steps = epochs * steps_per_epoch
+    run = _Run(model, descent, method(model, descent, steps) if method else None, fabric, forward)
+    del forward  # only the run has it, so that it can be replaced
+    identity = settings | _description(run, data) if checkpoint else {}
     progress = _Progress()
     if checkpoint and checkpoint.exists():
-        progress = _resume(load_checkpoint(checkpoint, identity), model, optimizer, fabric)
+        progress = _resume(load_checkpoint(checkpoint, identity), run)
         for row in progress.history if on_epoch else ():
-            on_epoch(Epoch(**row))  # pyright: ignore[reportOptionalCall]
+            on_epoch(Epoch.from_dict(row))  # pyright: ignore[reportOptionalCall]
 
-    steps_per_epoch = math.ceil(n_train / batch_size)
-    steps, first = epochs * steps_per_epoch, progress.step
+    first = progress.step
     order = noise = np.empty(0, np.int64)
-    with _Interrupt(enabled=checkpoint is not None) as interrupt, _own_randomness(fabric.device) as reseed:
+    with Interrupt(enabled=checkpoint is not None) as interrupt, own_randomness(fabric.device) as reseed:
         for step in range(first, steps):
             epoch, i = divmod(step, steps_per_epoch)
             if i == 0 or step == first:
-                order, noise = _draws(seed, epoch, n_train, steps_per_epoch)
-                forward.train()
+                order, noise = draws(seed, epoch, n_train, steps_per_epoch)
+                run.forward.train()
             start = time.perf_counter()
             batch = order[i * batch_size : (i + 1) * batch_size]
-            rate = lr * (1 + math.cos(math.pi * step / steps)) / 2
-            for group in optimizer.param_groups:
+            rate = rate_at(schedule, lr, step, steps, steps_per_epoch)
+            for group in descent.param_groups:
                 group["lr"] = rate
             reseed(int(noise[i]) + fabric.global_rank)
-            chosen = torch.from_numpy(batch[fabric.global_rank :: fabric.world_size]).to(fabric.device)
-            y_B = train_y[chosen]
-            logits = forward(train_x[chosen])
-            loss = cross_entropy(logits, y_B, reduction="sum")
+            mine = torch.from_numpy(batch[fabric.global_rank :: fabric.world_size]).to(fabric.device)
             stepper.zero_grad()
-            # processes average their gradients: each gives its part of the batch's mean, times their number
-            fabric.backward(loss * (fabric.world_size / len(batch)))
+            loss, hits = _backward(run, train_x[mine], train_y[mine], len(batch), accumulate)
+            progress.loss += _finite(loss, epoch, rate)
+            progress.hits += hits
+            run.stepped = False
             stepper.step()
+            _rewire(run)
             progress.step = step + 1
-            progress.loss += _finite(loss.item(), epoch, rate)
-            progress.hits += int((logits.argmax(1) == y_B).sum())
             progress.seconds += time.perf_counter() - start
             if on_step:
                 seen = (i * batch_size + len(batch)) / fabric.world_size
@@ -191,17 +207,18 @@ def train(
 
             stop, epoch_ends = _any(fabric, interrupt.requested), i == steps_per_epoch - 1
             if epoch_ends:
-                loss_sum, hits = _summed(fabric, progress.loss, progress.hits)
-                tested = evaluate(forward, test_x, test_y, fabric=fabric)
-                row = Epoch(epoch + 1, rate, loss_sum / n_train, hits / n_train, *tested, progress.seconds)
-                progress = _Progress(step=progress.step, history=[*progress.history, asdict(row)])
+                loss_sum, hit_sum = _summed(fabric, progress.loss, progress.hits)
+                tested = evaluate(run.forward, test_x, test_y, fabric=fabric)
+                layers = layer_states(model, run.controller)
+                row = Epoch(epoch + 1, rate, loss_sum / n_train, hit_sum / n_train, *tested, progress.seconds, layers)
+                progress = _Progress(step=progress.step, history=[*progress.history, row.to_dict()])
                 if on_epoch:
                     on_epoch(row)
             if checkpoint and (epoch_ends or stop):
-                _save(checkpoint, identity, progress, model, optimizer, fabric)
+                _save(checkpoint, identity, progress, run)
             if stop:
                 raise KeyboardInterrupt
-    return [Epoch(**row) for row in progress.history]
+    return [Epoch.from_dict(row) for row in progress.history]
 
 
 @torch.no_grad()
@@ -235,45 +252,88 @@ def evaluate(
     return loss / len(y), hits / len(y)
 
 
-def _draws(seed: int, epoch: int, n: int, steps: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the order of the images in an epoch and a seed for each of its steps, from seed and epoch alone."""
-    rng = tg.stream(np.random.SeedSequence(seed), _EPOCH, epoch)
-    return rng.permutation(n), rng.integers(2**62, size=steps)
+def _backward(run: _Run, x_BF: Tensor, y_B: Tensor, batch: int, accumulate: int) -> tuple[float, int]:
+    """Add up the gradient of the batch's mean loss, part by part; return the summed loss and the hits."""
+    loss, hits = 0.0, 0
+    # processes average their gradients: each gives its part of the batch's mean, times their number
+    weight = run.fabric.world_size / batch
+    size = max(1, math.ceil(len(y_B) / accumulate))
+    ends = range(size, max(len(y_B), 1) + size, size)
+    for end in ends:
+        part = slice(end - size, end)
+        with run.fabric.no_backward_sync(run.forward, enabled=end < ends[-1]):
+            logits = run.forward(x_BF[part])
+            part_loss = cross_entropy(logits, y_B[part], reduction="sum")
+            run.fabric.backward(part_loss * weight)
+        loss += part_loss.item()
+        hits += int((logits.argmax(1) == y_B[part]).sum())
+    return loss, hits
 
 
-def _description(model: nn.Module, data: DataSet) -> dict[str, Any]:
-    """Return what a checkpoint must agree with: the data, and name, type, shape and pattern of the model's tensors."""
-    described: dict[str, Any] = {"data": f"{data.name} {data.fingerprint()[:16]}"}
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor):
+def _rewire(run: _Run) -> None:
+    """Let the method take its step."""
+    if run.controller is None:
+        return
+    if not run.stepped:
+        run.controller.forget()
+        return
+    before = [parameter.shape for parameter in run.model.parameters()]
+    if run.controller.step() and before != [parameter.shape for parameter in run.model.parameters()]:
+        run.rewrap()
+
+
+def _description(run: _Run, data: DataSet) -> dict[str, Any]:
+    """Return what a checkpoint must agree with: the data, the method, and the model's tensors.
+
+    Of these name, type, shape and pattern; where a method changes the pattern, it comes from the checkpoint.
+    """
+    described: dict[str, Any] = {"method": "none", "data": f"{data.name} {data.fingerprint()[:16]}"}
+    free: set[str] = set()
+    if run.controller is not None:
+        state = run.controller.state_dict()
+        described["method"] = state["method"]
+        described |= {f"method's {key}": state[key] for key in ("settings", "groups", "seed")}
+        described["method's layers"] = list(state["layers"])
+        prefixes = ("" if name == "(model)" else f"{name}." for name in state["layers"])
+        free = {prefix + name for prefix in prefixes for name in ("values", "indices", "pattern_hash")}
+    for name, tensor in run.model.state_dict().items():
+        if isinstance(tensor, Tensor) and name not in free:
             described[name] = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
             if name.endswith("pattern_hash"):
                 described[name] = bytes(tensor.cpu().contiguous().view(torch.uint8).tolist()).hex()[:16]
     return described
 
 
-def _save(
-    path: Path, identity: dict[str, Any], progress: _Progress, model: nn.Module, optimizer: Any, fabric: Fabric
-) -> None:
-    loss, hits = _summed(fabric, progress.loss, progress.hits)
-    if fabric.is_global_zero:
+def _save(path: Path, identity: dict[str, Any], progress: _Progress, run: _Run) -> None:
+    loss, hits = _summed(run.fabric, progress.loss, progress.hits)
+    if run.fabric.is_global_zero:
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "progress": asdict(progress) | {"loss": loss, "hits": int(hits)},
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "precision": fabric.strategy.precision.state_dict(),  # the loss scale of 16-bit training
+            "model": run.model.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
+            "precision": run.fabric.strategy.precision.state_dict(),  # the loss scale of 16-bit training
         }
+        if run.controller is not None:
+            state["controller"] = run.controller.state_dict()
         save_checkpoint(path, identity, state)
-    fabric.barrier()
+    run.fabric.barrier()
 
 
-def _resume(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, fabric: Fabric) -> _Progress:
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    fabric.strategy.precision.load_state_dict(state["precision"])
+def _resume(state: dict[str, Any], run: _Run) -> _Progress:
+    """Load model, optimizer and controller, in this order: each has the shapes and patterns of the one before."""
+    if run.controller is not None and "controller" not in state:
+        raise FormatError("The checkpoint lacks the state of its method, without which the run would begin it anew.")
+    before = [parameter.shape for parameter in run.model.parameters()]
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    if run.controller is not None:
+        run.controller.load_state_dict(state["controller"])
+    if before != [parameter.shape for parameter in run.model.parameters()]:
+        run.rewrap()
+    run.fabric.strategy.precision.load_state_dict(state["precision"])
     progress = _Progress(**state["progress"])
-    if not fabric.is_global_zero:  # the sums of all processes go on in the first one
+    if not run.fabric.is_global_zero:  # the sums of all processes go on in the first one
         progress.loss, progress.hits = 0.0, 0
     return progress
 
@@ -310,44 +370,3 @@ def _summed(fabric: Fabric, *numbers: float) -> list[float]:
 def _any(fabric: Fabric, wish: bool) -> bool:
     """Whether any process has the wish, so that all of them stop after the same step."""
     return _summed(fabric, wish)[0] > 0
-
-
-@contextlib.contextmanager
-def _own_randomness(device: torch.device) -> Iterator[Callable[[int], None]]:
-    """Yield a function that seeds torch's generators; on leaving they are as the caller left them."""
-    cuda = [torch.cuda.default_generators[device.index or 0]] if device.type == "cuda" else []
-    generators = [torch.default_generator, *cuda]
-
-    def reseed(seed: int) -> None:  # torch.manual_seed would do it too, at a hundred times the cost
-        for generator in generators:
-            generator.manual_seed(seed)
-
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        yield reseed
-
-
-class _Interrupt:
-    """The first Ctrl-C becomes a request, so that the running step is completed; the second one aborts at once."""
-
-    def __init__(self, *, enabled: bool) -> None:
-        self.requested = False
-        # Python lets only the main thread handle signals; a process told to ignore Ctrl-C goes on ignoring it
-        self._enabled = (
-            enabled
-            and threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-        )
-
-    def __enter__(self) -> _Interrupt:
-        if self._enabled:
-            self._previous = signal.signal(signal.SIGINT, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._enabled:
-            signal.signal(signal.SIGINT, self._previous)
-
-    def _request(self, *_: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import re
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from small_run import BATCH, DATA, KW, N_TRAIN, STEPS, Stopper, assert_same, network, plain_network, timeless
 from torch import nn
 
 import topogen as tg
@@ -27,73 +26,6 @@ from topogen_torch._layers import SparseLinear
 from topogen_torch._stack import sparse_mlp
 from topogen_torch._training import _checkpoint
 from topogen_torch._training._train import Epoch, evaluate, train
-from topogen_torch.data import DataSet
-
-N_TRAIN, BATCH = 53, 8  # the last step of an epoch has 5 images
-STEPS = math.ceil(N_TRAIN / BATCH)
-KW: dict[str, Any] = {"epochs": 3, "batch_size": BATCH, "lr": 0.1, "seed": 5}
-
-
-def data_set(n_train: int = N_TRAIN, n_test: int = 20, features: int = 8, classes: int = 4) -> DataSet:
-    """Noisy images of one pixel pair a class."""
-    rng = np.random.default_rng(0)
-
-    def part(n: int) -> tuple[np.ndarray, np.ndarray]:
-        y = rng.integers(0, classes, n)
-        x = rng.standard_normal((n, features)).astype(np.float32)
-        x[np.arange(n), 2 * y] += 2
-        return x, y
-
-    (train_x, train_y), (test_x, test_y) = part(n_train), part(n_test)
-    return DataSet(
-        name="noise", train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y,
-        classes=tuple("abcd"[:classes]), image_shape=(features,),
-    )  # fmt: skip
-
-
-DATA = data_set()
-SPEC = tg.Chain(tg.RadixNet(systems=[[2, 2, 2]], widths=[1, 2, 1, 2]), tg.Dense(sizes=[16, 4]))
-
-
-def network(spec: tg.AbstractSpec = SPEC) -> nn.Module:
-    """Sparse layers, and what makes resuming hard: running statistics and random numbers."""
-    torch.manual_seed(0)
-    first, *rest = sparse_mlp(tg.generate(spec, rng=1))
-    return nn.Sequential(first, nn.BatchNorm1d(first.out_features), nn.Dropout(0.2), *rest)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from a second thread, and lose much where the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def assert_same(a: nn.Module, b: nn.Module) -> None:
-    states = a.state_dict(), b.state_dict()
-    assert states[0].keys() == states[1].keys()
-    for name, tensor in states[0].items():
-        assert torch.equal(tensor, states[1][name]), name
-
-
-def timeless(history: list[Epoch]) -> list[Epoch]:
-    return [replace(row, seconds=0.0) for row in history]
-
-
-class Stopper:
-    """Sends this process a signal after a step, as Ctrl-C would."""
-
-    def __init__(self, step: int, times: int = 1) -> None:
-        self.step, self.times, self.last = step, times, 0
-
-    def __call__(self, step: int, steps: int, loss: float, accuracy: float) -> None:
-        self.last = step
-        if step == self.step:
-            for _ in range(self.times):
-                os.kill(os.getpid(), signal.SIGINT)
-
 
 # ---- what it computes
 
@@ -256,7 +188,8 @@ KILLED = """
     import torch
     torch.set_num_threads(1)
     sys.path.insert(0, {folder!r})
-    from test_train import DATA, KW, network, train
+    from small_run import DATA, KW, network
+    from topogen_torch._training._train import train
 
     def kill(step, *_):
         if step == {step}:
@@ -346,7 +279,7 @@ def test_foreign_and_damaged_checkpoints_are_refused(stopped: Path, kind: str) -
         stopped.write_bytes({"empty": b"", "text": b"no checkpoint", "cut off": content[: len(content) // 2]}[kind])
     model = network()
     message = (
-        "must be a 'topogen training checkpoint 1', written by"
+        "must be a 'topogen training checkpoint 2', written by"
         if kind.startswith("another")
         else "is damaged or foreign"
     )
@@ -451,7 +384,8 @@ RANKS = """
     import torch
     from lightning_fabric import Fabric
     sys.path.insert(0, {folder!r})
-    from test_train import DATA, KW, plain_network, train
+    from small_run import DATA, KW, plain_network
+    from topogen_torch._training._train import train
 
     def main(fabric):
         model = plain_network()
@@ -465,11 +399,6 @@ RANKS = """
     if __name__ == "__main__":
         Fabric(accelerator="cpu", devices=2, strategy="ddp_spawn").launch(main)
 """
-
-
-def plain_network() -> nn.Module:
-    torch.manual_seed(0)
-    return sparse_mlp(tg.generate(SPEC))
 
 
 @pytest.mark.slow
