@@ -1,0 +1,1 @@
+"""Controllers inside the training loops of others: Lightning's and Hugging Face's."""
