@@ -16,17 +16,16 @@ from topogen_torch._conversion._budgets import Plan, checked_plan, kept
 from topogen_torch._conversion._faster import not_faster
 from topogen_torch._conversion._given import given_patterns
 from topogen_torch._conversion._globs import Entry, covers, entries, quoted, refuse_unmatched
-from topogen_torch._conversion._kinds import Choice, is_sparse, to_dense
+from topogen_torch._conversion._kinds import Choice
+from topogen_torch._conversion._sentences import reasons, refuse_wrapped
 from topogen_torch._conversion._survey import ALREADY_SPARSE, Candidate, Survey, survey
-from topogen_torch._conversion._swap import swapped
+from topogen_torch._conversion._swap import densified, swapped
 
 __all__ = ["LEFT_DENSE", "densify", "sparsify"]
 
 LEFT_DENSE = "_topogen_left_dense"
 """The attribute of a converted model that says what stayed dense, and why: a dict of names to reasons."""
 
-_NAMED = 6  # as many names a reason are printed
-_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 _log = logging.getLogger("topogen")
 
 
@@ -127,17 +126,17 @@ def sparsify(
         raise SpecError("sparsify needs 'density', 'patterns' or both. Got neither; density=0.1 would do.")
     seed = tg.as_seed(rng, owner="sparsify")
     plan = None if density is None else checked_plan(density, distribution, score, seed, whole_kernels)
-    _refuse_wrapped(model, "sparsify")
+    refuse_wrapped(model, "sparsify")
     found = survey(model)
     given = entries(include, "include"), entries(exclude, "exclude")
     selected, left, stuck = _selected(found, *given, getattr(model, LEFT_DENSE, {}))
     if strict and stuck:
         raise SpecError(
             f"The 'model' parameter of sparsify must be convertible as a whole with strict=True. Got {len(stuck)} that "
-            f"cannot be: {_reasons(stuck)}. To leave them as they are, name them in 'exclude'."
+            f"cannot be: {reasons(stuck)}. To leave them as they are, name them in 'exclude'."
         )
     if not selected:
-        why = _reasons({**stuck, **left}) or "it has no weights"
+        why = reasons({**stuck, **left}) or "it has no weights"
         raise SpecError(f"The 'model' parameter of sparsify must have something to make sparse. Got none: {why}.")
     choices = _choices(found, selected, patterns, plan, seed)
     twins: dict[nn.Module, nn.Module] = {}
@@ -154,7 +153,7 @@ def sparsify(
         stuck |= slow
     result = swapped(model, twins, inplace=inplace)
     if stuck:
-        _log.warning("sparsify leaves %d as they are: %s.", len(stuck), _reasons(stuck))
+        _log.warning("sparsify leaves %d as they are: %s.", len(stuck), reasons(stuck))
     if inplace and result is not model:
         _log.warning("A module cannot change its class in place: use the layer that sparsify returns.")
     dense = {name: reason for name, reason in (left | stuck).items() if reason != ALREADY_SPARSE}
@@ -193,24 +192,12 @@ def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """
     checks.instance(model, "model", "densify", nn.Module)
     checks.instance(inplace, "inplace", "densify", bool)
-    _refuse_wrapped(model, "densify")
-    layers = [module for module in model.modules() if is_sparse(module)]
-    inner = {id(module) for layer in layers for module in layer.modules() if module is not layer}
-    result = swapped(model, {layer: to_dense(layer) for layer in layers if id(layer) not in inner}, inplace=inplace)
+    refuse_wrapped(model, "densify")
+    result = densified(model, inplace=inplace)
     vars(result).pop(LEFT_DENSE, None)
     if inplace and result is not model:
         _log.warning("A module cannot change its class in place: use the layer that densify returns.")
     return result
-
-
-def _refuse_wrapped(model: nn.Module, owner: str) -> None:
-    """Refuse models whose wrapper has taken stock of the parameters already."""
-    for module in model.modules():
-        if type(module).__name__ in _WRAPPERS:
-            raise SpecError(
-                f"The 'model' parameter of {owner} must not be wrapped yet: convert the model first, then wrap it. "
-                f"Got a {type(module).__name__}."
-            )
 
 
 def _selected(
@@ -290,16 +277,3 @@ def _built(candidate: Candidate, chosen: Sequence[Choice | None]) -> nn.Module:
 
 def _full(candidate: Candidate, part: str) -> str:
     return f"{candidate.name}.{part}".strip(".")
-
-
-def _reasons(left: Mapping[str, str]) -> str:
-    """Return names and reasons in one line, equal reasons together."""
-    together: dict[str, list[str]] = {}
-    for name, reason in left.items():
-        together.setdefault(reason, []).append(quoted(name))
-    return "; ".join(f"{_some(names)}: {reason}" for reason, names in together.items())
-
-
-def _some(names: list[str]) -> str:
-    rest = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")

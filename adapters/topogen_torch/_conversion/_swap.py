@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from topogen_torch._conversion._kinds import counterparts, is_sparse
+from topogen_torch._conversion._kinds import counterparts, is_sparse, to_dense
 from topogen_torch._conversion._readers import FAST_PATHS
 
-__all__ = ["swapped"]
+__all__ = ["densified", "swapped"]
 
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
@@ -47,6 +47,13 @@ def swapped(model: nn.Module, twins: dict[nn.Module, nn.Module], *, inplace: boo
         result = copy.deepcopy(model, memo)
     _set_fast_paths(result)
     return result
+
+
+def densified(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """Return the model with every topogen layer, the model itself included, replaced by its dense namesake."""
+    layers = [module for module in model.modules() if is_sparse(module)]
+    inner = {id(module) for layer in layers for module in layer.modules() if module is not layer}
+    return swapped(model, {layer: to_dense(layer) for layer in layers if id(layer) not in inner}, inplace=inplace)
 
 
 def _staying(old: nn.Module, new: nn.Module) -> Iterator[tuple[nn.Parameter, str]]:

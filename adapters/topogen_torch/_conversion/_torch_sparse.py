@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from topogen import checks
 from topogen.errors import SpecError
-from topogen_torch._block import BlockSparseLinear, _elements
+from topogen_torch._block import BlockSparseLinear, elements_of
 from topogen_torch._layers import SparseLinear
 
 __all__ = ["from_torch_sparse", "to_torch_sparse"]
@@ -129,7 +129,7 @@ def to_torch_sparse(
     values, pattern = layer.values.detach(), layer.pattern
     if isinstance(layer, BlockSparseLinear):  # one by one
         places = np.arange(values.numel()).reshape(values.shape)
-        values = values.flatten()[torch.from_numpy(_elements(layer.block_pattern, places).data).to(values.device)]
+        values = values.flatten()[torch.from_numpy(elements_of(layer.block_pattern, places).data).to(values.device)]
     single = torch.sparse_csc if layout in _BY_COLUMN else torch.sparse_csr
     weight = _compressed(layer, pattern, values, single)
     with _beta_accepted():

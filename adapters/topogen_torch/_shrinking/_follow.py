@@ -21,9 +21,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from topogen.errors import SpecError
 from topogen_torch._conversion._kinds import is_sparse
+from topogen_torch._hooks import has_hooks
 from topogen_torch._shrinking._between import Between, Channelwise, Flattened, Pool, between, unchanged
 from topogen_torch._shrinking._narrow import LAYERS, Layer, has_floats, layer_of
-from topogen_torch._stack import SparseSequential, _has_hooks
+from topogen_torch._stack import SparseSequential
 
 __all__ = ["Chain", "chains"]
 
@@ -151,7 +152,7 @@ def _is_entered(module: nn.Module) -> bool:
 
 
 def _is_altered(module: nn.Module) -> bool:
-    return _has_hooks(module) or "forward" in vars(module)
+    return has_hooks(module) or "forward" in vars(module)
 
 
 def _traced(model: nn.Module, owner: str) -> tuple[list[fx.Node], dict[str, str]]:

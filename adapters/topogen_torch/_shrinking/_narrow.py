@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from topogen import as_pattern
-from topogen_torch._block import BlockSparseLinear, _elements
-from topogen_torch._conv import SparseConv1d, SparseConv2d, _SparseConv
+from topogen_torch._block import BlockSparseLinear, elements_of
+from topogen_torch._conv import SparseConv1d, SparseConv2d
 from topogen_torch._layers import SparseLinear
 
 __all__ = [
@@ -145,7 +145,7 @@ class _Stored(Layer):
         rows, columns = module._stored_sizes
         if isinstance(module, BlockSparseLinear):
             self.group_in = self.group_out = module.block
-        elif isinstance(module, _SparseConv):
+        elif isinstance(module, SparseConv1d | SparseConv2d):
             self.dimensions = module.dimensions
             self.pads_with_zeros = module.padding_mode == "zeros" and any(module._around())
             self._offsets = module._offsets if module._listed else 1
@@ -166,7 +166,7 @@ class _Stored(Layer):
     def sums(self, power: int = 1) -> Any:
         numbers = numbers_of(self.module.values) ** power
         if isinstance(self.module, BlockSparseLinear):
-            return _elements(self.module.block_pattern, numbers)
+            return elements_of(self.module.block_pattern, numbers)
         return self._over_channels(numbers.sum(tuple(range(1, numbers.ndim))))
 
     def _over_channels(self, numbers: NDArray[Any]) -> sp.csr_array:

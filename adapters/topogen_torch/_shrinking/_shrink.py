@@ -12,12 +12,12 @@ from torch import nn
 
 from topogen import checks
 from topogen.errors import SpecError
-from topogen_torch._conversion._convert import _reasons, _refuse_wrapped
 from topogen_torch._conversion._globs import quoted
-from topogen_torch._rewire import _undisturbed
+from topogen_torch._conversion._sentences import reasons, refuse_wrapped
 from topogen_torch._shrinking._between import Between, Constants, Norm
 from topogen_torch._shrinking._follow import Chain, chains
 from topogen_torch._shrinking._narrow import Change, Layer, Mask, ties
+from topogen_torch._signals import undisturbed
 
 __all__ = ["shrink"]
 
@@ -99,7 +99,7 @@ def shrink(model: nn.Module, *, drop_zeros: bool = False, inplace: bool = False)
     checks.instance(model, "model", "shrink", nn.Module)
     for name, flag in (("drop_zeros", drop_zeros), ("inplace", inplace)):
         checks.instance(flag, name, "shrink", bool)
-    _refuse_wrapped(model, "shrink")
+    refuse_wrapped(model, "shrink")
     for name, parameter in model.named_parameters():
         if parameter.is_meta or hasattr(parameter, "device_mesh"):
             held = "on meta" if parameter.is_meta else "sharded over processes"
@@ -116,11 +116,11 @@ def shrink(model: nn.Module, *, drop_zeros: bool = False, inplace: bool = False)
             for name, mask in zip(chain.names, kept, strict=True)
             if not mask.all()
         ]
-    with _undisturbed():
+    with undisturbed():
         for change in changes:
             change()
     if left:
-        _log.warning("shrink leaves %d as they are: %s.", len(left), _reasons(left))
+        _log.warning("shrink leaves %d as they are: %s.", len(left), reasons(left))
     _log.info("shrink removes %s.", ", ".join(gone) or "no neurons")
     return result
 

@@ -12,6 +12,8 @@ from torch import nn
 import topogen as tg
 from topogen import kernels
 from topogen_torch import BlockSparseLinear, Memory, SparseLinear, report, sparse_mlp
+from topogen_torch._conversion import _swap
+from topogen_torch._conversion._swap import densified
 from topogen_torch._reports import _advice, _memory, _report_table, _timing
 from topogen_torch._reports._advice import (
     Blocks,
@@ -22,7 +24,7 @@ from topogen_torch._reports._advice import (
     kernel_of,
     recommendation,
 )
-from topogen_torch._reports._timing import Inputs, Seconds, densified
+from topogen_torch._reports._timing import Inputs, Seconds
 from topogen_torch._reports._whole import measure_whole
 
 
@@ -433,10 +435,10 @@ def composed(monkeypatch):
     is_sparse = _timing.is_sparse
     from topogen_torch._reports import _report, _whole
 
-    for module in (_timing, _report, _whole, _advice):
+    for module in (_timing, _report, _whole, _advice, _swap):
         monkeypatch.setattr(module, "is_sparse", lambda part: isinstance(part, Pair) or is_sparse(part))
-    true = _timing.to_dense
-    monkeypatch.setattr(_timing, "to_dense", lambda part: to_dense(part) if isinstance(part, Pair) else true(part))
+    true = _swap.to_dense
+    monkeypatch.setattr(_swap, "to_dense", lambda part: to_dense(part) if isinstance(part, Pair) else true(part))
 
 
 def test_a_composed_layer_reports_in_total_and_through_its_parts(composed):
