@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from topogen_torch._attention_mask import attention_mask
     from topogen_torch._block import BlockSparseLinear
     from topogen_torch._break_even import never_dense
+    from topogen_torch._callbacks._public import lightning_callback, transformers_callback
     from topogen_torch._conv import SparseConv1d, SparseConv2d
     from topogen_torch._conversion._convert import densify, sparsify
     from topogen_torch._conversion._torch_sparse import from_torch_sparse, to_torch_sparse
@@ -30,19 +31,26 @@ if TYPE_CHECKING:
     from topogen_torch.controllers import SET, GradualMagnitude, OneShot, RigL
     from topogen_torch.controllers._at_init import grasp_scores, snip_scores, synflow_scores
     from topogen_torch.controllers._baselines import inverted, shuffled
+    from topogen_torch.controllers._lottery import LotteryTicket
     from topogen_torch.controllers._movement import Movement
+    from topogen_torch.controllers._narrow_dense import narrow_dense, narrow_sizes
     from topogen_torch.controllers._obd import obd_diagonal
     from topogen_torch.controllers._proximal import ProximalL1
+    from topogen_torch.controllers._rewind import rewind
     from topogen_torch.controllers._saliency import fisher_diagonal, hutchinson_diagonal, saliency_scores
+    from topogen_torch.controllers._snfs import SNFS
     from topogen_torch.controllers._structured import PruneNeurons
     from topogen_torch.controllers._synflow import SynFlow
+    from topogen_torch.controllers._threshold import Threshold
 
 __all__ = [
     "SET",
+    "SNFS",
     "BlockSparseLinear",
     "BreakEven",
     "GradualMagnitude",
     "LayerReport",
+    "LotteryTicket",
     "LowRankPlusSparse",
     "Memory",
     "ModelReport",
@@ -60,6 +68,7 @@ __all__ = [
     "SparseMultiheadAttention",
     "SparseSequential",
     "SynFlow",
+    "Threshold",
     "Whole",
     "attention_mask",
     "check_ranks",
@@ -72,9 +81,13 @@ __all__ = [
     "hutchinson_diagonal",
     "init",
     "inverted",
+    "lightning_callback",
+    "narrow_dense",
+    "narrow_sizes",
     "never_dense",
     "obd_diagonal",
     "report",
+    "rewind",
     "saliency_scores",
     "shrink",
     "shuffled",
@@ -83,14 +96,17 @@ __all__ = [
     "sparsify",
     "synflow_scores",
     "to_torch_sparse",
+    "transformers_callback",
 ]
 
 _HOMES = {
     "SET": "controllers",
+    "SNFS": "controllers._snfs",
     "BlockSparseLinear": "_block",
     "BreakEven": "_reports._advice",
     "GradualMagnitude": "controllers",
     "LayerReport": "_reports._report",
+    "LotteryTicket": "controllers._lottery",
     "LowRankPlusSparse": "_low_rank",
     "Memory": "_reports._memory",
     "ModelReport": "_reports._report",
@@ -108,6 +124,7 @@ _HOMES = {
     "SparseMultiheadAttention": "_attention",
     "SparseSequential": "_stack",
     "SynFlow": "controllers._synflow",
+    "Threshold": "controllers._threshold",
     "Whole": "_reports._whole",
     "attention_mask": "_attention_mask",
     "check_ranks": "_ranks",
@@ -117,9 +134,13 @@ _HOMES = {
     "grasp_scores": "controllers._at_init",
     "hutchinson_diagonal": "controllers._saliency",
     "inverted": "controllers._baselines",
+    "lightning_callback": "_callbacks._public",
+    "narrow_dense": "controllers._narrow_dense",
+    "narrow_sizes": "controllers._narrow_dense",
     "never_dense": "_break_even",
     "obd_diagonal": "controllers._obd",
     "report": "_reports._report",
+    "rewind": "controllers._rewind",
     "saliency_scores": "controllers._saliency",
     "shrink": "_shrinking._shrink",
     "shuffled": "controllers._baselines",
@@ -128,6 +149,7 @@ _HOMES = {
     "sparsify": "_conversion._convert",
     "synflow_scores": "controllers._at_init",
     "to_torch_sparse": "_conversion._torch_sparse",
+    "transformers_callback": "_callbacks._public",
 }
 
 
