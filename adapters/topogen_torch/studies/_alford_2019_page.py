@@ -116,7 +116,7 @@ def _losses(own: Sequence[Measured]) -> Iterator[str]:
             counts.append(f"{sum(one.results['unnamed'] > 0 for one in nets)} of {len(nets)} ({title})")
     if counts:
         yield (
-            "**Rectified logits lose classes.** Of the nets retrained on a pruned structure, those that name at least "
+            "**Nets that lose a class.** Of the nets retrained on a pruned structure, those that name at least "
             f"one digit for no test image at all: {', '.join(counts)}. A rectified logit that is negative for every "
             "image has no gradient, and its class is lost for good; a lost class costs about ten points. (At 99 % "
             "sparsity the last layer has ten connections for ten classes, so that one can go unnamed for want of any.) "

@@ -78,7 +78,7 @@ def carry_out(
     data = cache(lambda name: load_data(name, data_dir))
     ledger, failed = Ledger(table, study), 0
     try:
-        _publish(study, rows, ledger)
+        _publish(study, rows, ledger, quick=quick)
         for row in wanted:
             if budget is not None and _clock() - start >= budget:
                 break
@@ -92,7 +92,7 @@ def carry_out(
                     failed += 1
                     continue
                 ledger.append(measured)
-            _publish(study, rows, ledger)
+            _publish(study, rows, ledger, quick=quick)
             show.out.print(f"{row}: {_shown(measured)}", soft_wrap=True, markup=False)
         found = [one.row for one in ledger.read()]
         show.out.print(f"{sum(row in found for row in rows)} of {len(rows)} rows measured: {table}", soft_wrap=True)
@@ -120,7 +120,7 @@ def _measure(study: Study, row: Any, data: DataSet, show: Show) -> Measured:
     return Measured(row, results, about)
 
 
-def _publish(study: Study, rows: Sequence[Any], ledger: Ledger) -> None:
+def _publish(study: Study, rows: Sequence[Any], ledger: Ledger, *, quick: bool) -> None:
     """Write page and pictures, from the table alone."""
     with ledger.locked():
         place = {ledger.key(row): i for i, row in enumerate(rows)}
@@ -130,7 +130,7 @@ def _publish(study: Study, rows: Sequence[Any], ledger: Ledger) -> None:
         if not measured:
             return
         with replacing(ledger.path.with_suffix(".md")) as file:
-            file.write(whole_page(study, rows, measured, ledger.path.name).encode())
+            file.write(whole_page(study, rows, measured, ledger.path, quick=quick).encode())
         for name, figure in study.figures(measured).items():
             with replacing(ledger.path.with_name(f"{ledger.path.stem}-{name}.svg")) as file:
                 figure.savefig(file, format="svg", metadata={"Date": None})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from topogen_torch.studies._study import Measured, Study
@@ -11,8 +13,12 @@ from topogen_torch.studies._study import Measured, Study
 __all__ = ["by_settings", "percent", "table", "whole_page"]
 
 
-def whole_page(study: Study, rows: Sequence[Any], measured: Sequence[Measured], table_name: str) -> str:
-    """Return the page: title, how much was measured, the study's own text, and how it was made."""
+def whole_page(study: Study, rows: Sequence[Any], measured: Sequence[Measured], path: Path, *, quick: bool) -> str:
+    """Return the page: title, how much was measured, the study's own text, and how it was made.
+
+    Its pictures are named after the table, which stands at `path`.
+    """
+    text = re.sub(rf"\({study.name}-([\w-]+\.svg)\)", rf"({path.stem}-\1)", study.page(measured).strip())
     hours = sum(float(one.about["seconds"]) for one in measured) / 3600
     machines = _different(f"{one.about['cpu']}, threads: {one.about['threads']}" for one in measured)
     versions = _different(
@@ -24,15 +30,15 @@ def whole_page(study: Study, rows: Sequence[Any], measured: Sequence[Measured], 
     return "\n".join([
         f"# {study.title}",
         "",
-        f"**{len(measured)} of {len(rows)} rows measured.** This page is made of [the table]({table_name}) by",
+        f"**{len(measured)} of {len(rows)} rows measured.** This page is made of [the table]({path.name}) by",
         "",
         "```",
-        f"topogen study {study.name} --data-dir DIR",
+        f"topogen study {study.name} --data-dir DIR{' --quick' if quick else ''}",
         "```",
         "",
         "which measures the rows that are still missing.",
         "",
-        study.page(measured).strip(),
+        text,
         "",
         "## How it was made",
         "",

@@ -517,7 +517,7 @@ def test_kernels_are_named():
     crowded = SparseLinear(np.random.default_rng(0).random((600, 600)) < 0.95)
     assert kernel_of(crowded, 64) == "dense forward, rows"
     assert kernel_of(crowded, 1) == kernel_of(SparseLinear(np.eye(3)), 64) == "rows"
-    assert kernel_of(SparseLinear(np.kron(np.eye(2), np.ones((128, 8)))), 64) == "panels"
+    assert kernel_of(SparseLinear(np.kron(np.eye(2), np.ones((192, 8)))), 64) == "panels"
     assert kernel_of(BlockSparseLinear(np.eye(3), 4), 64) == "blocks of 4"
     assert kernel_of(SparseLinear(np.ones((3, 2))), 64) == kernel_of(nn.Linear(2, 2), 64) == "dense"
 

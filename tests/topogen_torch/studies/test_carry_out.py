@@ -69,6 +69,14 @@ def test_the_page_has_the_figures_and_how_much_was_measured(tmp_path: Path) -> N
     assert (tmp_path / "toy-accuracy.svg").read_text().startswith("<?xml")
 
 
+def test_a_page_shows_the_pictures_beside_it_and_its_own_command(tmp_path: Path) -> None:
+    carry_out(toy.STUDY, tmp_path / "short.csv", Show(), quick=True)
+    page = (tmp_path / "short.md").read_text()
+    assert "![Accuracy](short-accuracy.svg), see [another](toy-other.md)" in page
+    assert (tmp_path / "short-accuracy.svg").exists()
+    assert "\ntopogen study toy --data-dir DIR --quick\n" in page
+
+
 def test_a_budget_of_nothing_measures_nothing_and_one_of_little_one_row(tmp_path: Path) -> None:
     assert carried_out(tmp_path, budget=0.0) == []
     assert carried_out(tmp_path, budget=1e-9 + sys.float_info.min, only=NAMES[0]) in ([], [NAMES[0]])

@@ -63,9 +63,8 @@ def run(row, data, progress) -> dict[str, Any]:
 
 def page(measured):
     figures = by_settings(measured, lambda row: (row.method, row.density))
-    return table(
-        ["method", "accuracy"], ([f"{m} {d:.3g}", percent(accuracies)] for (m, d), accuracies in figures.items())
-    )
+    rows = ([f"{m} {d:.3g}", percent(accuracies)] for (m, d), accuracies in figures.items())
+    return table(["method", "accuracy"], rows) + "\n![Accuracy](toy-accuracy.svg), see [another](toy-other.md)\n"
 
 
 def figures(measured):
