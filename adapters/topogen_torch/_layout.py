@@ -19,6 +19,7 @@ from torch import Tensor
 from topogen import kernels, pattern_hash
 from topogen.errors import SpecError
 from topogen_torch._break_even import may_be_dense
+from topogen_torch._passes import csc_index
 
 __all__ = [
     "STORED",
@@ -110,12 +111,10 @@ def transposed_index(pattern: sp.csr_array) -> dict[str, Tensor]:
 
     Counting, not sorting: linear in the connections.
     """
-    places = np.arange(pattern.nnz, dtype=np.int32)
-    transposed = sp.csr_array((places, pattern.indices, pattern.indptr), shape=pattern.shape).tocsc()
-    parts = (transposed.indptr, transposed.indices, transposed.data)
-    return {
-        name: torch.from_numpy(part.astype(np.int32, copy=False)) for name, part in zip(_TRANSPOSED, parts, strict=True)
-    }
+    parts = csc_index(
+        pattern.indptr.astype(np.int32, copy=False), pattern.indices.astype(np.int32, copy=False), pattern.shape[1]
+    )
+    return {name: torch.from_numpy(part) for name, part in zip(_TRANSPOSED, parts, strict=True)}
 
 
 def is_full(pattern: sp.csr_array) -> bool:

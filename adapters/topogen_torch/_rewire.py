@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from topogen.errors import SpecError
+from topogen_torch._passes import csr_index, exchanged, flat_places, follow, left
 from topogen_torch._patterned import Patterned, resize
 from topogen_torch._signals import undisturbed
+from topogen_torch._together import together
 
 __all__ = ["Places", "Rewiring", "places_of", "refuse_sharded", "rewire"]
 
 Places = NDArray[np.int64]
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what numbers of so many bytes are moved as
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,43 +59,29 @@ class Rewiring:
         return cls(layer, places_of(layer)[kept], origins=kept)
 
     @classmethod
-    def exchanging(cls, layer: Patterned, now: Places, dropped: NDArray[np.int64], grown: Places) -> Rewiring:
-        """Return the rewiring that drops units of a layer, by index, and grows others, at rising places.
-
-        Linear in the units but for a search of each place that grows.
+    def exchanging(cls, layer: Patterned, now: Places, dropped: NDArray[Any], grown: Places) -> Rewiring:
+        """Return the rewiring that drops units of a layer and grows others, at rising places.
 
         Parameters
         ----------
         layer : Patterned
         now : ndarray of int64
             `places_of` the layer.
-        dropped : ndarray of int64
-            Indices of units, each once.
+        dropped : ndarray of int64 or of bool
+            Indices of units, each once, or a mask of them.
         grown : ndarray of int64
             Rising places, each once, that are empty once the dropped ones are gone.
         """
-        stays = np.ones(len(now), np.bool_)
-        stays[dropped] = False
-        kept = np.flatnonzero(stays)
-        old = np.ones(len(kept) + len(grown), np.bool_)
-        behind = np.searchsorted(now[kept], grown)
-        behind += np.arange(len(grown))
-        old[behind] = False  # where the new ones go
-        places, origins = np.empty(len(old), np.int64), np.empty(len(old), np.int64)
-        origins[old] = kept
-        places[old] = now[kept]
-        places[behind] = grown
-        origins[behind] = -1
-        gone = np.sort(dropped)
-        back = np.searchsorted(now[gone], grown)  # who was dropped and grows again keeps everything
-        back[back == len(gone)] = 0
-        again = now[gone][back] == grown if len(gone) else np.zeros(len(grown), np.bool_)
-        origins[behind[again]] = gone[back[again]]
+        gone = dropped
+        if dropped.dtype != np.bool_:
+            gone = np.zeros(len(now), np.bool_)
+            gone[dropped] = True
+        places, origins = exchanged(now, gone, grown)
         return cls(layer, places, origins=origins)
 
     def new_places(self) -> Places:
         """Return the places that are empty now, rising; all of them where `origins` is not known."""
-        return self.places if self.origins is None else self.places[self.origins < 0]
+        return self.places if self.origins is None else left(self.places, self.origins >= 0)
 
     def origins_in(self, now: Places) -> NDArray[np.int64]:
         """Return `origins`, found by search if need be."""
@@ -104,9 +95,7 @@ class Rewiring:
 
 def places_of(layer: Patterned) -> Places:
     """Return where the layer has connections, rising."""
-    indptr, indices = layer.indptr.cpu().numpy(), layer.indices.cpu().numpy().astype(np.int64)
-    rows = np.repeat(np.arange(len(indptr) - 1, dtype=np.int64), np.diff(indptr))
-    return rows * layer._stored_sizes[1] + indices
+    return flat_places(layer.indptr.cpu().numpy(), layer.indices.cpu().numpy(), layer._stored_sizes[1])
 
 
 def rewire(rewirings: Iterable[Rewiring], optimizers: Sequence[Optimizer] = ()) -> None:
@@ -129,7 +118,10 @@ def rewire(rewirings: Iterable[Rewiring], optimizers: Sequence[Optimizer] = ()) 
         If an optimizer holds state of another shape for one of the values, which could not follow, or a layer is
         sharded over processes. Nothing has been changed.
     """
-    changes = [change for rewiring in rewirings for change in _prepared(rewiring, optimizers)]
+    rewirings = list(rewirings)
+    tasks = [task for rewiring in rewirings for task in _preparations(rewiring, optimizers)]
+    on_cpu = all(rewiring.layer.values.is_cpu for rewiring in rewirings)
+    changes = together(tasks, size=sum(len(rewiring.places) for rewiring in rewirings) if on_cpu else 0)
     with undisturbed():
         for change in changes:
             change()
@@ -144,40 +136,58 @@ def refuse_sharded(layer: Patterned, name: str = "") -> None:
         )
 
 
-def _prepared(rewiring: Rewiring, optimizers: Sequence[Optimizer]) -> list[Callable[[], Any]]:
-    """Return the assignments that carry a rewiring out; none of them can fail."""
+def _preparations(rewiring: Rewiring, optimizers: Sequence[Optimizer]) -> list[Callable[[], Callable[[], Any]]]:
+    """Return tasks that compute what a rewiring needs, independent of each other.
+
+    Each returns an assignment that cannot fail; made in this order, they carry the rewiring out.
+    """
     layer, values = rewiring.layer, rewiring.layer.values
     refuse_sharded(layer)
     origins = rewiring.origins_in(places_of(layer) if rewiring.origins is None else rewiring.places[:0])
-    new = torch.from_numpy(np.flatnonzero(origins < 0)).to(values.device)
-    source = torch.from_numpy(np.maximum(origins, 0) if len(new) else origins).to(values.device)
 
-    def followed(tensor: Tensor) -> Tensor:
-        if len(new) == len(source):
-            return tensor.new_zeros(len(source), *tensor.shape[1:])
-        return tensor.index_select(0, source).index_fill_(0, new, 0)
+    def installed() -> Callable[[], Any]:
+        buffers = layer._buffers_of(_pattern(rewiring.places, *layer._stored_sizes))
+        return lambda: layer._install(*buffers)
 
-    next_values = followed(values.data)
-    if rewiring.newcomers is not None:
-        next_values[new] = rewiring.newcomers.to(next_values)
-    buffers = layer._buffers_of(_pattern(rewiring.places, *layer._stored_sizes))
-    changes: list[Callable[[], Any]] = [lambda: layer._install(*buffers), _replaced(values, next_values)]
-    if values.grad is not None:
-        gradient = followed(values.grad)
-        changes.append(lambda: setattr(values, "grad", gradient))
+    def valued() -> Callable[[], Any]:
+        next_values = _followed(values.data, origins)
+        if rewiring.newcomers is not None:
+            new = torch.from_numpy(np.flatnonzero(origins < 0)).to(values.device)
+            next_values[new] = rewiring.newcomers.to(next_values)
+        return _replaced(values, next_values)
+
+    tasks = [installed, valued]
+    if (gradient := values.grad) is not None:
+        tasks.append(lambda: partial(setattr, values, "grad", _followed(gradient, origins)))
     for optimizer in optimizers:
         state = optimizer.state.get(values, {})
         for name in _following(state, values, optimizer):
-            changes.append(_replaced_in(state, name, followed(state[name])))
-    return changes
+            tasks.append(partial(_state_followed, state, name, origins))
+    return tasks
+
+
+def _state_followed(state: dict[str, Any], name: str, origins: NDArray[np.int64]) -> Callable[[], Any]:
+    return _replaced_in(state, name, _followed(state[name], origins))
+
+
+def _followed(tensor: Tensor, origins: NDArray[np.int64]) -> Tensor:
+    """Return a tensor's entries in the order of `origins`, 0 where these are negative."""
+    if tensor.is_cpu and tensor.ndim == 1 and type(tensor) in (Tensor, nn.Parameter):
+        result = torch.empty(len(origins), dtype=tensor.dtype, device="cpu")
+        bits = _BITS[tensor.itemsize]
+        follow(tensor.detach().contiguous().view(bits).numpy(), origins, result.view(bits).numpy())
+        return result
+    new = np.flatnonzero(origins < 0)
+    if len(new) == len(origins):
+        return tensor.new_zeros(len(origins), *tensor.shape[1:])
+    source = torch.from_numpy(np.maximum(origins, 0) if len(new) else origins).to(tensor.device)
+    return tensor.index_select(0, source).index_fill_(0, torch.from_numpy(new).to(tensor.device), 0)
 
 
 def _pattern(places: Places, n_in: int, n_out: int) -> sp.csr_array:
     """Return the canonical pattern that has its connections at rising places."""
-    rows, columns = np.divmod(places, n_out)
-    indptr = np.zeros(n_in + 1, np.int32)
-    np.cumsum(np.bincount(rows, minlength=n_in), out=indptr[1:])
-    pattern = sp.csr_array((np.ones(len(places), np.bool_), columns.astype(np.int32), indptr), shape=(n_in, n_out))
+    indptr, indices = csr_index(places, n_in, n_out)
+    pattern = sp.csr_array((np.ones(len(places), np.bool_), indices, indptr), shape=(n_in, n_out))
     pattern.has_canonical_format = True
     return pattern
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch.optim import Optimizer
 from topogen import Schedule, checks, cosine
 from topogen.errors import SpecError, TopogenError
 from topogen_torch._rewire import Places, Rewiring, places_of
+from topogen_torch._together import together
 from topogen_torch.controllers._base import Controller, Number, Target, value_at
-from topogen_torch.controllers._places import best, without
+from topogen_torch.controllers._places import nearest_to_zero, without, worst
 from topogen_torch.controllers._tape import Tape
 from topogen_torch.controllers.criteria import magnitude
 from topogen_torch.controllers.growth import Request, Rule, at_random, by_gradient
@@ -56,8 +58,8 @@ class _Dynamic(Controller):
         self._listen()
 
     @abstractmethod
-    def _dropped(self, target: Target, step: int) -> NDArray[np.int64]:
-        """Return the indices of the units that a layer loses."""
+    def _dropped(self, target: Target, step: int) -> NDArray[np.bool_]:
+        """Return a mask of the units that a layer loses."""
 
     def _magnitudes(self, target: Target) -> NDArray[Any]:
         sizes = magnitude(target.layer)
@@ -71,19 +73,34 @@ class _Dynamic(Controller):
         return step % self._every == 0
 
     def _proposal(self, step: int) -> list[Rewiring]:
-        dropped = [self._dropped(target, step) for target in self.targets]
-        counts = self._regained([len(own) for own in dropped])
-        rewirings = []
-        for target, own, count in zip(self.targets, dropped, counts, strict=True):
-            if len(own) == count == 0:
+        on_cpu = all(target.layer.values.is_cpu for target in self.targets)
+        size = sum(target.stored for target in self.targets) if on_cpu else 0
+        dropped = together([partial(self._dropped, target, step) for target in self.targets], size=size)
+        lost = [int(np.count_nonzero(own)) for own in dropped]
+        counts = self._regained(lost)
+        chains: list[Callable[[], Rewiring]] = []
+        for target, own, less, count in zip(self.targets, dropped, lost, counts, strict=True):
+            if less == count == 0:
                 continue
-            now = places_of(target.layer)
-            grown = np.sort(self._grown(target, without(now, own), count)) if count else now[:0]
-            rewiring = Rewiring.exchanging(target.layer, now, own, grown)
-            if len(grown) != count or not _are_places(rewiring.places, target.possible):
-                self._refuse_growth(target, without(now, own), grown, count)
-            rewirings.append(rewiring)
-        return rewirings
+            chains.append(partial(self._exchange, target, own, count))
+            if target.setting("grow") is not at_random:  # other rules use all threads, or speak to other processes
+                now = places_of(target.layer)
+                grown = self._grown(target, without(now, own), count) if count else now[:0]
+                chains[-1] = partial(self._exchange, target, own, count, grown)
+        return together(chains, size=size)
+
+    def _exchange(
+        self, target: Target, dropped: NDArray[np.bool_], count: int, grown: Places | None = None
+    ) -> Rewiring:
+        """Return what one layer is to become, which drops some units and grows so many, drawn where none are given."""
+        now = places_of(target.layer)
+        if grown is None:
+            grown = self._grown(target, without(now, dropped), count) if count else now[:0]
+        grown = _rising(grown)
+        rewiring = Rewiring.exchanging(target.layer, now, dropped, grown)
+        if len(grown) != count or not _are_places(rewiring.places, target.possible):
+            self._refuse_growth(target, without(now, dropped), grown, count)
+        return rewiring
 
     def _regained(self, dropped: list[int]) -> list[int]:
         """Return how many units each layer gains; connections move only between layers of equally large units."""
@@ -229,15 +246,14 @@ class SET(_Dynamic):
             settings={"drop_fraction": drop_fraction}, rng=rng, layers=layers, groups=groups,
         )  # fmt: skip
 
-    def _dropped(self, target: Target, step: int) -> NDArray[np.int64]:
+    def _dropped(self, target: Target, step: int) -> NDArray[np.bool_]:
         fraction = target.at("drop_fraction", step)
-        scores = self._magnitudes(target)
         if target.layer._unit:
-            sides = [np.arange(len(scores))]
-        else:
-            positive = (target.layer.values.detach() >= 0).cpu().numpy()
-            sides = [np.flatnonzero(positive), np.flatnonzero(~positive)]
-        return np.concatenate([side[_worst(scores[side], int(fraction * len(side)))] for side in sides])
+            scores = self._magnitudes(target)
+            return worst(scores, int(fraction * len(scores)))
+        values = target.layer.values.detach()
+        numbers = values.to(torch.promote_types(values.dtype, torch.float32)).cpu().numpy()
+        return nearest_to_zero(self._sound(numbers, target, "magnitude"), fraction)
 
     def finish(self) -> None:
         """Drop once more, by the fraction of this step, and grow nothing: the topology that the paper reports."""
@@ -258,11 +274,11 @@ class Annealed(_Dynamic):
     def _due(self, step: int) -> bool:
         return super()._due(step) and step < self._end
 
-    def _dropped(self, target: Target, step: int) -> NDArray[np.int64]:
+    def _dropped(self, target: Target, step: int) -> NDArray[np.bool_]:
         given = target.setting("drop_fraction")
         f = value_at(given if callable(given) else cosine(initial=given, end_step=self._end), step)
         scores = self._magnitudes(target)
-        return _worst(scores, int(f * len(scores)))
+        return worst(scores, int(f * len(scores)))
 
 
 class RigL(Annealed):
@@ -332,11 +348,9 @@ class RigL(Annealed):
         )  # fmt: skip
 
 
-def _worst(scores: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """Return the indices of the `count` smallest scores, rising; of equal scores the last ones are taken."""
-    gone = np.ones(len(scores), np.bool_)
-    gone[best(scores, len(scores) - count)] = False
-    return np.flatnonzero(gone)
+def _rising(places: Places) -> Places:
+    """Return the places in order, as most rules choose them in the first place."""
+    return places if (places[1:] > places[:-1]).all() else np.sort(places)
 
 
 def _are_places(places: Places, possible: int) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from topogen_torch._passes import mark
 from topogen_torch._patterned import Patterned
 from topogen_torch._rewire import Places, places_of
 
@@ -27,7 +28,7 @@ class Fired:
 
     def note(self, places: Places) -> None:
         """Mark the places as occupied once."""
-        np.bitwise_or.at(self._ever, places >> 3, _bit(places))
+        mark(self._ever, places)
 
     @property
     def rate(self) -> float:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from topogen_torch._passes import first_distinct, left, nth_empty
 from topogen_torch._rewire import Places
 
-__all__ = ["best", "count_of", "drawn_empty", "largest_remainders", "without"]
+__all__ = ["best", "count_of", "drawn_empty", "largest_remainders", "nearest_to_zero", "without", "worst"]
 
 
 def best(scores: NDArray[Any], count: int) -> NDArray[np.int64]:
@@ -30,6 +31,45 @@ def best(scores: NDArray[Any], count: int) -> NDArray[np.int64]:
     return np.flatnonzero(chosen)
 
 
+def worst(scores: NDArray[Any], count: int) -> NDArray[np.bool_]:
+    """Return a mask of the `count` smallest scores; of equal scores the last ones are taken."""
+    chosen = np.zeros(len(scores), np.bool_)
+    if count:
+        most = np.partition(scores, count - 1)[count - 1]
+        np.less(scores, most, out=chosen)
+        _add_last(chosen, scores == most, count - int(np.count_nonzero(chosen)))
+    return chosen
+
+
+def nearest_to_zero(numbers: NDArray[Any], fraction: float) -> NDArray[np.bool_]:
+    """Return a mask of the given fraction, rounded down, of the numbers >= 0 and of those below, nearest to 0.
+
+    Of equal numbers the last ones are taken. The numbers are float32 or float64, none of them NaN.
+    """
+    # As unsigned ints, floats >= 0 rise with their size, and all below 0 follow, rising with theirs; -0 becomes 0.
+    keys = (numbers + 0).view(f"u{numbers.itemsize}")
+    border = keys.dtype.type(1 << (8 * numbers.itemsize - 1))
+    above = int(np.count_nonzero(keys < border))
+    chosen = np.zeros(len(keys), np.bool_)
+    for begin, size, least in ((0, above, 0), (above, len(keys) - above, border)):
+        if not (count := int(fraction * size)):
+            continue
+        last = begin + count - 1
+        most = np.partition(keys, last)[last]
+        own = keys < most
+        if least:
+            own &= keys >= least
+        _add_last(own, keys == most, count - int(np.count_nonzero(own)))
+        chosen |= own
+    return chosen
+
+
+def _add_last(chosen: NDArray[np.bool_], candidates: NDArray[np.bool_], count: int) -> None:
+    """Choose the last `count` of the candidates, of which there are so many at least."""
+    found = np.flatnonzero(candidates)
+    chosen[found[len(found) - count :]] = True
+
+
 def count_of(density: float, possible: int) -> int:
     """Return ``round(density * possible)`` for the density as the decimal that was written (0.1 means 1/10)."""
     return round(Fraction(str(density)) * possible)
@@ -44,11 +84,13 @@ def largest_remainders(shares: Sequence[Fraction]) -> list[int]:
     return counts
 
 
-def without(places: Places, dropped: NDArray[np.int64]) -> Places:
-    """Return the places but those at the given indices."""
-    stays = np.ones(len(places), np.bool_)
-    stays[dropped] = False
-    return places[stays]
+def without(places: Places, dropped: NDArray[Any]) -> Places:
+    """Return the places but those at the given indices, or under a mask."""
+    if dropped.dtype == np.bool_:
+        return left(places, dropped)
+    gone = np.zeros(len(places), np.bool_)
+    gone[dropped] = True
+    return left(places, gone)
 
 
 def drawn_empty(rng: np.random.Generator, occupied: Places, possible: int, count: int) -> Places:
@@ -58,7 +100,7 @@ def drawn_empty(rng: np.random.Generator, occupied: Places, possible: int, count
     """
     empty = possible - len(occupied)
     ranks = _subset(rng, empty, count)  # the r-th empty place has r empty ones and some occupied ones before it
-    return ranks + np.searchsorted(occupied - np.arange(len(occupied)), ranks, side="right")
+    return nth_empty(ranks, occupied)
 
 
 def _subset(rng: np.random.Generator, population: int, count: int) -> NDArray[np.int64]:
@@ -66,17 +108,4 @@ def _subset(rng: np.random.Generator, population: int, count: int) -> NDArray[np
     if 2 * count > population:
         left_out = _subset(rng, population, population - count)
         return np.delete(np.arange(population), left_out)
-    # the first `count` different numbers of a stream of independent ones: whoever is missing is drawn again
-    chosen = np.empty(0, np.int64)
-    while len(chosen) < count:
-        drawn = rng.integers(population, size=count + count // 2 + 8)
-        while len(drawn) and len(chosen) < count:
-            missing = count - len(chosen)
-            chosen, drawn = _distinct(np.concatenate([chosen, drawn[:missing]])), drawn[missing:]
-    return chosen
-
-
-def _distinct(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the different ones among the numbers, rising."""
-    numbers.sort()
-    return numbers[np.append(True, numbers[1:] != numbers[:-1])] if len(numbers) else numbers
+    return first_distinct(lambda size: rng.integers(population, size=size), population, count)

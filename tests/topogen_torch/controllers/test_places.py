@@ -8,13 +8,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from topogen_torch.controllers._places import best, count_of, drawn_empty, largest_remainders, without
+from topogen_torch.controllers._places import (
+    best,
+    count_of,
+    drawn_empty,
+    largest_remainders,
+    nearest_to_zero,
+    without,
+    worst,
+)
 
 
 @given(st.lists(st.integers(-3, 3), max_size=20), st.integers(0, 25))
 def test_best_is_a_sort_by_score_and_index(scores, count):
     expected = sorted(sorted(range(len(scores)), key=lambda k: (-scores[k], k))[:count])
     assert best(np.array(scores, float), count).tolist() == expected
+
+
+@given(st.lists(st.integers(-3, 3), max_size=20), st.integers(0, 20))
+def test_worst_are_those_that_are_not_best(scores, count):
+    scores, count = np.array(scores, float), min(count, len(scores))
+    chosen = worst(scores, count)
+    assert chosen.dtype == np.bool_
+    np.testing.assert_array_equal(np.flatnonzero(~chosen), best(scores, len(scores) - count))
+
+
+NUMBERS = st.sampled_from([0.0, -0.0, 1e-45, -1e-45, 0.5, -0.5, 1.0, -1.0, np.inf, -np.inf])
+
+
+@given(st.lists(NUMBERS, max_size=25), st.floats(0, 1, exclude_max=True), st.sampled_from([np.float32, np.float64]))
+def test_nearest_to_zero_are_the_ends_of_two_sorts(numbers, fraction, dtype):
+    """-0 is no less than 0; of equal ones the last go."""
+    numbers = np.array(numbers, dtype)
+    expected = set()
+    for side in (numbers >= 0, numbers < 0):
+        own = sorted(np.flatnonzero(side), key=lambda k: (abs(numbers[k]), -k))
+        expected |= set(own[: int(fraction * len(own))])
+    assert set(np.flatnonzero(nearest_to_zero(numbers, fraction))) == expected
 
 
 @pytest.mark.parametrize(
@@ -65,3 +95,4 @@ def test_a_few_places_of_many_cost_little():
 
 def test_without():
     assert without(np.array([3, 5, 8]), np.array([0, 2])).tolist() == [5]
+    assert without(np.array([3, 5, 8]), np.array([True, False, True])).tolist() == [5]

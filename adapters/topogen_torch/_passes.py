@@ -1,0 +1,162 @@
+"""Passes over the connections of a layer that rewiring needs: compiled where numba is there, by numpy otherwise.
+
+Both give the same numbers, bit for bit. What runs on a card needs no numba.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+__all__ = [
+    "csc_index",
+    "csr_index",
+    "exchanged",
+    "first_distinct",
+    "flat_places",
+    "follow",
+    "left",
+    "mark",
+    "nth_empty",
+]
+
+Ints = NDArray[np.int32]
+Places = NDArray[np.int64]
+Bits = NDArray[np.uint8]
+
+
+@cache
+def _compiled() -> ModuleType | None:
+    try:
+        from topogen.kernels import _exchange
+    except ModuleNotFoundError as error:
+        if error.name not in ("numba", "llvmlite"):
+            raise
+        return None
+    return _exchange
+
+
+def flat_places(indptr: Ints, indices: Ints, columns: int) -> Places:
+    """Return the places of a canonical csr matrix of so many columns, rising."""
+    if (fast := _compiled()) is not None:
+        places = np.empty(len(indices), np.int64)
+        fast.flat(indptr, indices, columns, places)
+        return places
+    rows = np.repeat(np.arange(len(indptr) - 1, dtype=np.int64), np.diff(indptr))
+    return rows * columns + indices
+
+
+def csr_index(places: Places, rows: int, columns: int) -> tuple[Ints, Ints]:
+    """Return ``indptr`` and ``indices`` of the matrix that has its entries at rising places."""
+    indptr = np.zeros(rows + 1, np.int32)
+    if (fast := _compiled()) is not None:
+        indices = np.empty(len(places), np.int32)
+        fast.csr(places, columns, indptr, indices)
+        return indptr, indices
+    own, indices = np.divmod(places, columns)
+    np.cumsum(np.bincount(own, minlength=rows), out=indptr[1:])
+    return indptr, indices.astype(np.int32)
+
+
+def csc_index(indptr: Ints, indices: Ints, columns: int) -> tuple[Ints, Ints, Ints]:
+    """Return the csc index of a canonical csr matrix, and which of its entries each is; counting, not sorting."""
+    if (fast := _compiled()) is not None:
+        parts = np.zeros(columns + 1, np.int32), np.empty(len(indices), np.int32), np.empty(len(indices), np.int32)
+        fast.transposed(indptr, indices, *parts)
+        return parts
+    order = np.arange(len(indices), dtype=np.int32)
+    transposed = sp.csr_array((order, indices, indptr), shape=(len(indptr) - 1, columns)).tocsc()
+    starts, rows = (part.astype(np.int32, copy=False) for part in (transposed.indptr, transposed.indices))
+    return starts, rows, transposed.data
+
+
+def exchanged(now: Places, gone: NDArray[np.bool_], grown: Places) -> tuple[Places, Places]:
+    """Return the rising places that are left when some are gone and others grow, and where in `now` each is, or -1."""
+    if (fast := _compiled()) is not None:
+        count = len(now) - int(np.count_nonzero(gone)) + len(grown)
+        places, origins = np.empty(count + 1, np.int64), np.empty(count + 1, np.int64)
+        fast.exchanged(now, gone, grown, places, origins)
+        return places[:count], origins[:count]
+    kept = np.flatnonzero(~gone)
+    old = np.ones(len(kept) + len(grown), np.bool_)
+    behind = np.searchsorted(now[kept], grown)
+    behind += np.arange(len(grown))
+    old[behind] = False  # where the new ones go
+    places, origins = np.empty(len(old), np.int64), np.empty(len(old), np.int64)
+    origins[old] = kept
+    places[old] = now[kept]
+    places[behind] = grown
+    origins[behind] = -1
+    lost = np.flatnonzero(gone)
+    back = np.searchsorted(now[lost], grown)  # who was dropped and grows again keeps everything
+    back[back == len(lost)] = 0
+    again = now[lost][back] == grown if len(lost) else np.zeros(len(grown), np.bool_)
+    origins[behind[again]] = lost[back[again]]
+    return places, origins
+
+
+def follow(source: NDArray[np.signedinteger], origins: Places, target: NDArray[np.signedinteger]) -> None:
+    """Write the element of `source` that each origin names, and 0 where the origin is negative."""
+    if (fast := _compiled()) is not None and len(source):
+        fast.followed(source, origins, target)
+        return
+    target[:] = 0
+    old = np.flatnonzero(origins >= 0)
+    target[old] = source[origins[old]]
+
+
+def left(now: Places, gone: NDArray[np.bool_]) -> Places:
+    """Return the places that are not gone."""
+    if (fast := _compiled()) is None:
+        return now[~gone]
+    count = len(now) - int(np.count_nonzero(gone))
+    places = np.empty(count + 1, np.int64)
+    fast.left(now, gone, places)
+    return places[:count]
+
+
+def mark(bits: Bits, places: Places) -> None:
+    """Set the bit of each place."""
+    if (fast := _compiled()) is not None:
+        fast.mark(bits, places)
+    else:
+        np.bitwise_or.at(bits, places >> 3, np.left_shift(1, places & 7, dtype=np.uint8, casting="unsafe"))
+
+
+def nth_empty(ranks: Places, occupied: Places) -> Places:
+    """Return the places that have so many empty ones before them: the r-th empty place for each rank r, rising."""
+    if (fast := _compiled()) is not None:
+        places = np.empty(len(ranks), np.int64)
+        fast.nth_empty(ranks, occupied, places)
+        return places
+    return ranks + np.searchsorted(occupied - np.arange(len(occupied)), ranks, side="right")
+
+
+def first_distinct(draw: Callable[[int], Places], population: int, count: int) -> Places:
+    """Return the first so many different numbers of range(population) that are drawn, rising.
+
+    `draw` continues one stream: how many numbers are asked for at a time makes no difference.
+    """
+    fast = _compiled()
+    if fast is None or population > 64 * count:
+        return _sorted_distinct(draw, count)
+    words, wanted = np.zeros(-(-population // 64), "<u8"), count
+    while wanted:
+        wanted = fast.mark_first(words.view(np.uint8), draw(wanted + wanted // 16 + 8), wanted)
+    numbers = np.empty(count, np.int64)
+    fast.marked(words, numbers)
+    return numbers
+
+
+def _sorted_distinct(draw: Callable[[int], Places], count: int) -> Places:
+    chosen = np.empty(0, np.int64)
+    while len(chosen) < count:  # never more than are missing: whoever comes after the last one is not looked at
+        chosen = np.concatenate([chosen, draw(count - len(chosen))])
+        chosen.sort()
+        chosen = chosen[np.append(True, chosen[1:] != chosen[:-1])]
+    return chosen

@@ -1,0 +1,162 @@
+"""What changing the connections of a layer takes: passes over them that are linear and need no sorting.
+
+A *place* is a position in a dense matrix, counted row-major. No argument is checked.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topogen.kernels._compile import kernel
+
+__all__ = ["csr", "exchanged", "flat", "followed", "left", "mark", "mark_first", "marked", "nth_empty", "transposed"]
+
+Ints = NDArray[np.int32]
+Longs = NDArray[np.int64]
+Bits = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+Words = NDArray[np.uint64]
+
+# A word with one bit set, times this number, has in its upper six bits an index that no other such word has.
+_SPREAD = 0x03F79D71B4CB0A89
+_BIT_OF = np.zeros(64, np.int64)
+for _bit in range(64):
+    _BIT_OF[((1 << _bit) * _SPREAD & (1 << 64) - 1) >> 58] = _bit
+_MAGIC, _UPPER, _ONE = np.uint64(_SPREAD), np.uint64(58), np.uint64(1)
+
+
+@kernel
+def flat(indptr: Ints, indices: Ints, columns: int, places: Longs) -> None:
+    """Write the places of a csr matrix of so many columns."""
+    for row in range(len(indptr) - 1):
+        start = row * columns
+        for k in range(indptr[row], indptr[row + 1]):
+            places[k] = start + indices[k]
+
+
+@kernel
+def exchanged(now: Longs, gone: Mask, grown: Longs, places: Longs, origins: Longs) -> None:
+    """Merge the places that are not gone with those that grow, and write where in `now` each was, or -1.
+
+    All places rise. The targets have one element more than there are results.
+    """
+    written, k = 0, 0
+    for place in grown:
+        while k < len(now) and now[k] < place:
+            places[written] = now[k]
+            origins[written] = k
+            written += 1 - gone[k]
+            k += 1
+        places[written] = place
+        if k < len(now) and now[k] == place and gone[k]:
+            origins[written] = k  # it grows again
+            k += 1
+        else:
+            origins[written] = -1
+        written += 1
+    while k < len(now):
+        places[written] = now[k]
+        origins[written] = k
+        written += 1 - gone[k]
+        k += 1
+
+
+@kernel
+def left(now: Longs, gone: Mask, places: Longs) -> None:
+    """Write the places that are not gone. The target has one element more than there are results."""
+    written = 0
+    for k in range(len(now)):
+        places[written] = now[k]
+        written += 1 - gone[k]
+
+
+@kernel
+def csr(places: Longs, columns: int, indptr: Ints, indices: Ints) -> None:
+    """Write the csr index of a matrix that has its entries at rising places."""
+    row, start = 0, 0
+    indptr[0] = 0
+    for k in range(len(places)):
+        place = places[k]
+        while place - start >= columns:
+            row += 1
+            start += columns
+            indptr[row] = k
+        indices[k] = place - start
+    for after in range(row + 1, len(indptr)):
+        indptr[after] = len(places)
+
+
+@kernel
+def transposed(indptr: Ints, indices: Ints, indptr_t: Ints, indices_t: Ints, permutation: Ints) -> None:
+    """Write the csc index of a csr matrix, and which of its entries each is; `indptr_t` comes filled with 0."""
+    columns = len(indptr_t) - 1
+    for k in range(len(indices)):
+        indptr_t[indices[k] + 1] += 1
+    for column in range(columns):
+        indptr_t[column + 1] += indptr_t[column]
+    heads = indptr_t[:columns].copy()
+    for row in range(len(indptr) - 1):
+        for k in range(indptr[row], indptr[row + 1]):
+            column = indices[k]
+            head = heads[column]
+            heads[column] = head + 1
+            indices_t[head] = row
+            permutation[head] = k
+
+
+@kernel
+def mark(bits: Bits, places: Longs) -> None:
+    """Set the bit of each place."""
+    for place in places:
+        bits[place >> 3] |= np.uint8(1 << (place & 7))
+
+
+@kernel
+def mark_first(bits: Bits, numbers: Longs, wanted: int) -> int:
+    """Set the bits of the first numbers until so many more are set; return how many are still wanted."""
+    for number in numbers:
+        if wanted == 0:
+            break
+        bit = 1 << (number & 7)
+        old = np.int64(bits[number >> 3])
+        bits[number >> 3] = np.uint8(old | bit)
+        wanted -= (old & bit) == 0
+    return wanted
+
+
+@kernel
+def marked(words: Words, numbers: Longs) -> None:
+    """Write the numbers whose bits are set, rising."""
+    written = 0
+    for k in range(len(words)):
+        word = words[k]
+        while word != 0:
+            others = word & (word - _ONE)
+            numbers[written] = 64 * k + _BIT_OF[((word ^ others) * _MAGIC) >> _UPPER]
+            written += 1
+            word = others
+
+
+@kernel
+def nth_empty(ranks: Longs, occupied: Longs, places: Longs) -> None:
+    """Write the place of the r-th place that is not occupied, for rising ranks r and rising occupied places."""
+    k, before = 0, 0
+    while k < len(ranks) and before < len(occupied):  # one step of either, without a branch that nobody can predict
+        is_behind = occupied[before] - before <= ranks[k]
+        places[k] = ranks[k] + before
+        before += is_behind
+        k += 1 - is_behind
+    for rest in range(k, len(ranks)):
+        places[rest] = ranks[rest] + before
+
+
+@kernel
+def followed(source: NDArray[np.signedinteger], origins: Longs, target: NDArray[np.signedinteger]) -> None:
+    """Write the element of `source` that each origin names, and 0 where the origin is negative.
+
+    `source` is not empty.
+    """
+    for k in range(len(origins)):  # a product, since nobody can predict which origins are negative
+        target[k] = source[max(origins[k], 0)] * (origins[k] >= 0)
