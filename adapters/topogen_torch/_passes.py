@@ -33,12 +33,12 @@ Bits = NDArray[np.uint8]
 @cache
 def _compiled() -> ModuleType | None:
     try:
-        from topogen.kernels import _exchange
+        from topogen.kernels import exchange
     except ModuleNotFoundError as error:
         if error.name not in ("numba", "llvmlite"):
             raise
         return None
-    return _exchange
+    return exchange
 
 
 def flat_places(indptr: Ints, indices: Ints, columns: int) -> Places:

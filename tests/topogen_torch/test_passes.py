@@ -139,8 +139,8 @@ def test_what_is_computed_in_threads_is_what_one_computes(monkeypatch):
 
 
 def test_without_numba_the_passes_are_numpys(monkeypatch):
-    monkeypatch.delitem(sys.modules, "topogen.kernels._exchange", raising=False)
-    monkeypatch.delattr("topogen.kernels._exchange", raising=False)
+    monkeypatch.delitem(sys.modules, "topogen.kernels.exchange", raising=False)
+    monkeypatch.delattr("topogen.kernels.exchange", raising=False)
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "topogen.kernels._compile", raising=False)
     COMPILED.cache_clear()
