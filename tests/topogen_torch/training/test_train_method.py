@@ -308,7 +308,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, in
 def plant(where: str, count: int) -> None:
     """Have this process killed at the count-th call of something that a run does."""
     owner, name = {
-        "before a rewire": (_rewire, "_prepared"),
+        "before a rewire": (_rewire, "_preparations"),
         "inside a rewire": (Patterned, "_install"),
         "writing a checkpoint": (torch, "save"),
         "flushing a checkpoint": (os, "fsync"),
