@@ -154,6 +154,11 @@ def test_two_processes_share_the_rows_and_one_that_is_killed_loses_only_its_own(
 COMMITTED = Path(__file__).parents[3] / "docs" / "studies"
 
 
+def test_every_committed_picture_is_shown() -> None:
+    pages = "".join(page.read_text() for page in COMMITTED.glob("*.md"))
+    assert sorted(re.findall(r"\(([\w-]+\.svg)\)", pages)) == sorted(path.name for path in COMMITTED.glob("*.svg"))
+
+
 @pytest.mark.parametrize("name", [name for name in STUDIES if (COMMITTED / f"{name}.csv").exists()])
 def test_a_committed_page_is_what_its_table_says(name: str, tmp_path: Path) -> None:
     table = tmp_path / f"{name}.csv"
