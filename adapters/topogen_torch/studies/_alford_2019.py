@@ -83,21 +83,20 @@ def _net(row: Row, data: DataSet, progress: Progress) -> _Net:
 
 
 def _made(row: Row, data: DataSet, progress: Progress) -> _Net:
-    if row.topology == "one-time":
-        model = copy.deepcopy(_net(source_of(row), data, progress).model)
-        OneShot(model, density=row.density).step()
-        return _Net(model, ())
+    if row.topology in ("one-time", "one-time global"):
+        return _Net(_structure(row, data, progress), ())
     is_pruned = row.topology.endswith("retrained")
     patterns = patterns_in(_structure(row, data, progress)) if is_pruned else patterns_of(row)
     return _trained(network_of(row, patterns), row, data, progress)
 
 
 def _structure(row: Row, data: DataSet, progress: Progress) -> nn.Module:
-    """Return the pruned net whose connections are trained anew."""
+    """Return the pruned net whose accuracy is asked for, or whose connections are trained anew."""
     model = _net(source_of(row), data, progress).model
-    if row.topology == "one-time retrained":
+    if row.topology.startswith("one-time"):
         model = copy.deepcopy(model)
-        OneShot(model, density=row.density).step()
+        distribution = "global" if row.topology.startswith("one-time global") else "uniform"
+        OneShot(model, density=row.density, distribution=distribution).step()
     return model
 
 

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
     from topogen_torch.studies._alford_2019_rows import Row
 
-__all__ = ["RECIPE_TITLES", "figures", "figures_of", "sparsity"]
+__all__ = ["RECIPE_TITLES", "RETRAINED", "figures", "figures_of", "sparsity"]
 
 RECIPE_TITLES = {
     "published": "published settings",
     "unrectified": "no rectifier on the logits",
     "modern": "this library's settings",
 }
+
+RETRAINED = ("one-time retrained", "one-time global retrained", "iterative retrained")
+"""The topologies of nets that were trained anew on what pruning left."""
 
 _COLOURS = {"published": "#d55e00", "unrectified": "#0072b2", "modern": "#009e73"}  # told apart by the colour-blind too
 _LAYER_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
@@ -51,10 +54,14 @@ def figures_of(own: Sequence[Measured]) -> list[str]:
 
 def _pruned(measured: Sequence[Measured], net: tuple[str, str]) -> Figure:
     """Draw what pruning leaves, not trained any further: once after the training, or little by little during it."""
-    figure, (once, gradual) = _panels(1, 2)
-    titles = {"one-time": "pruned once, after training", "iterative": "pruned during training"}
-    for axes, (topology, title) in zip((once, gradual), titles.items(), strict=True):
-        printed = CURVES[net] if topology == "one-time" else PRUNED[net].get("iterative", {})
+    figure, panels = _panels(1, 3)
+    titles = {
+        "one-time": "pruned once, every layer alike",
+        "one-time global": "pruned once, by one threshold",
+        "iterative": "pruned during training",
+    }
+    for axes, (topology, title) in zip(panels, titles.items(), strict=True):
+        printed = CURVES[net] if topology == "one-time global" else PRUNED[net].get(topology, {})
         places = [1.0, *DENSITIES]
         for recipe in RECIPES:
             groups = _grouped(measured, lambda row: row.density, recipe, topology, "dense")
@@ -62,19 +69,20 @@ def _pruned(measured: Sequence[Measured], net: tuple[str, str]) -> Figure:
         _printed(axes, [places.index(d) for d in printed], list(printed.values()))
         _sparsities(axes, places)
         axes.set_title(title, fontsize=9)
-    once.set_ylabel("test accuracy [%]")
+    panels[0].set_ylabel("test accuracy [%]")
     lows = [100 * one.results["test_accuracy"] for one in measured if one.row.topology == "iterative"]
-    gradual.set_ylim(min([*lows, *PRUNED[net].get("iterative", {}).values()]) - 1, None)
+    panels[-1].set_ylim(min([*lows, *PRUNED[net].get("iterative", {}).values()]) - 1, None)
     _legend(figure, _recipes(measured))
     return figure
 
 
 def _instability(measured: Sequence[Measured], net: tuple[str, str]) -> Figure:
     """Draw one dot for each net that was trained anew on a pruned structure."""
-    topologies = ("one-time retrained", "iterative retrained")
-    recipes = _recipes([one for one in measured if one.row.topology in topologies])
-    figure, panels = _panels(2, len(recipes), height=6.4, share="all")
-    for row_of_panels, topology in zip(np.reshape(panels, (2, -1)), topologies, strict=True):
+    anew = [one for one in measured if one.row.topology in RETRAINED]
+    topologies, recipes = [name for name in RETRAINED if any(one.row.topology == name for one in anew)], _recipes(anew)
+    figure, panels = _panels(len(topologies), len(recipes), height=0.4 + 3 * len(topologies), share="all")
+    panels = np.reshape(panels, (len(topologies), -1))
+    for row_of_panels, topology in zip(panels, topologies, strict=True):
         for axes, recipe in zip(row_of_panels, recipes, strict=True):
             for place, density in enumerate(DENSITIES):
                 nets = [
@@ -92,7 +100,7 @@ def _instability(measured: Sequence[Measured], net: tuple[str, str]) -> Figure:
             axes.set_ylim(0, 103)
             axes.set_yticks(range(0, 101, 10))
         row_of_panels[0].set_ylabel(f"{topology}:\ntest accuracy [%]")
-    for axes, recipe in zip(np.reshape(panels, (2, -1))[0], recipes, strict=True):
+    for axes, recipe in zip(panels[0], recipes, strict=True):
         axes.set_title(RECIPE_TITLES[recipe], fontsize=9)
     _legend(figure, recipes, dots=True)
     return figure
@@ -170,7 +178,7 @@ def _threshold(measured: Sequence[Measured], net: tuple[str, str]) -> Figure:
 # name -> topologies of which there must be a row, and what draws it
 _FIGURES: dict[str, tuple[set[str], Callable[[Sequence[Measured], tuple[str, str]], Figure]]] = {
     "pruned": ({"iterative"}, _pruned),
-    "instability": ({"one-time retrained", "iterative retrained"}, _instability),
+    "instability": (set(RETRAINED), _instability),
     "given": ({"random", "radix"}, _given),
     "threshold": ({"iterative"}, _threshold),
 }

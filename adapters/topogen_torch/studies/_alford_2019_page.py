@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from topogen_torch.studies._alford_2019_figures import RECIPE_TITLES, figures_of, sparsity
+from topogen_torch.studies._alford_2019_figures import RECIPE_TITLES, RETRAINED, figures_of, sparsity
 from topogen_torch.studies._alford_2019_published import CURVES, GIVEN, PRUNED
-from topogen_torch.studies._alford_2019_rows import DENSITIES, RECIPES
+from topogen_torch.studies._alford_2019_rows import DENSITIES, RECIPES, all_rows
 from topogen_torch.studies._page import by_settings, percent, table
 from topogen_torch.studies._study import Measured
 
@@ -50,21 +50,22 @@ Every net is trained in three ways:
 
 LeNet-300-100 takes 10,200 steps (17 epochs; the authors' 10,000 are 16.7), LeNet-5 on MNIST 3,000 and on CIFAR-10
 5,000. Iterative pruning follows the authors' cubic schedule, from 20 to 50 % of the run, every 2 %: every layer loses
-the same share, the logits' too. One-time pruning takes the smallest weights of every layer of a dense net.
+the same share, the logits' too. One-time pruning takes the smallest weights of a dense net: the same share of every
+layer, or all those below one threshold, whatever their layer.
 "Retrained" means: the structure is kept, the weights are drawn anew, and the net is trained as a new one.
 LeNet-300-100 has three structures; the first is retrained from three initialisations, the other two from one each
-(with this library's settings, one each), so that the spread is over both. Random and RadiX patterns leave the last
-layer dense, and in LeNet-5 the first convolution too. Accuracies are those of the test set after the last step; there
-is no validation set.
+(with this library's settings, and after pruning by one threshold, one each), so that the spread is over both. Random
+and RadiX patterns leave the last layer dense, and in LeNet-5 the first convolution too. Accuracies are those of the
+test set after the last step; there is no validation set.
 """
 
 _DIFFERENCES = """\
 - No masks. In the authors' program a masked weight keeps its value and may come back when the mask is computed anew;
   here it is gone.
 - Random patterns have an exact number of connections; theirs are drawn entry by entry.
-- One-time pruning leaves the same share in every layer, the logits' too. Which threshold each layer had in theirs is
-  not given. Its accuracies without further training are read off a slide, whose dense net has 97.4 %: not the net of
-  the table, which has 97.03 %.
+- Whether one-time pruning had one threshold or one for each layer is not given, so both are measured. The accuracies
+  without further training are read off a slide, whose dense net has 97.4 %: not the net of the table, which has
+  97.03 %.
 - Ours all take the same number of steps at the same learning rate. The authors' rate was 0.2 until step 10,000, then
   0.1 and 0.05; which of their nets went on after that step is not given.
 - All 60,000 training images of MNIST are trained on; the authors' reader holds back 5,000.
@@ -104,7 +105,8 @@ def page(measured: Sequence[Measured]) -> str:
 def _found(measured: Sequence[Measured]) -> str:
     """Return what the figures of LeNet-300-100 say, one sentence each, with the figures in it."""
     own = [one for one in measured if one.row.network == "lenet-300-100"]
-    lines = [*_losses(own), *_radix_beside_random(_accuracies(own)), *_at_99_percent(_accuracies(own))]
+    found = _accuracies(own)
+    lines = [*_losses(own), *_one_threshold(found), *_radix_beside_random(found), *_at_99_percent(found)]
     return "\n".join(f"- {line}" for line in lines) + "\n" if lines else "Not measured yet.\n"
 
 
@@ -122,6 +124,21 @@ def _losses(own: Sequence[Measured]) -> Iterator[str]:
             "sparsity the last layer has ten connections for ten classes, so that one can go unnamed for want of any.) "
             "The published accuracies of LeNet-5 go down in tens, too: 98.95, 89.92, 79.94, 69.92; and 11.35 % is the "
             "share of the digit 1 among the test images."
+        )
+
+
+def _one_threshold(found: Accuracies) -> Iterator[str]:
+    net = ("lenet-300-100", "mnist")
+    pruned = [found.get(("published", f"one-time{way}", 0.1, 1)) for way in ("", " global")]
+    anew = [found.get(("published", f"one-time{way} retrained", 0.01, 1)) for way in ("", " global")]
+    if all(pruned) and all(anew):
+        shares, threshold, shares_anew, threshold_anew = (percent(nets).split(" ")[0] for nets in (*pruned, *anew))
+        yield (
+            "**One threshold, or the same share of every layer?** Pruned once to 90 % sparsity and not trained any "
+            f"further, nets have {threshold} % with one threshold and {shares} % with the same share of every layer "
+            f"(published settings); about {CURVES[net][0.1]:g} % is published. Trained anew at 99 %, {threshold_anew} "
+            f"and {shares_anew} %; {PRUNED[net]['one-time retrained'][0.01]:.2f} % is published. Layers can spare "
+            "different shares: at 99 % the same share leaves the logits ten connections, one threshold hundreds."
         )
 
 
@@ -161,17 +178,21 @@ def _at_99_percent(found: Accuracies) -> Iterator[str]:
 
 def _network(own: Sequence[Measured], net: tuple[str, str]) -> list[str]:
     pictures, found = figures_of(own), _accuracies(own)
+    planned = {row.topology for row in all_rows(quick=False) if (row.network, row.data) == net}
     parts = [_dense(found, net)]
     for topology, picture, title in (
-        ("one-time", "", "Pruned once, not trained any further"),
+        ("one-time", "", "Pruned once, the same share of every layer, not trained any further"),
+        ("one-time global", "", "Pruned once, by one threshold, not trained any further"),
         ("iterative", "pruned", "Pruned during training"),
-        ("one-time retrained", "", "Trained anew on the structure of one-time pruning"),
+        ("one-time retrained", "", "Trained anew on the structure of one-time pruning, the same share of every layer"),
+        ("one-time global retrained", "", "Trained anew on the structure of one-time pruning by one threshold"),
         ("iterative retrained", "instability", "Trained anew on the structure of iterative pruning"),
     ):
-        parts += [f"### {title}\n", _pruned(found, net, topology)]
+        if topology in planned:
+            parts += [f"### {title}\n", _pruned(found, net, topology)]
         if picture in pictures:
             parts.append(_picture(net, picture))
-    parts += ["### Nets that name some class for no test image\n", _lost(own)]
+    parts += ["### Nets that name some class for no test image\n", _lost(own, planned)]
     parts += ["### Random and RadiX patterns\n", _given(own, net)]
     return parts + [_picture(net, name) for name in ("given", "threshold") if name in pictures]
 
@@ -195,7 +216,7 @@ def _dense(found: Accuracies, net: tuple[str, str]) -> str:
 
 
 def _pruned(found: Accuracies, net: tuple[str, str], topology: str) -> str:
-    if topology == "one-time":
+    if topology == "one-time global":
         printed = {density: f"about {accuracy:g}" for density, accuracy in CURVES[net].items()}  # read off a curve
     else:
         printed = {density: f"{accuracy:.2f}" for density, accuracy in PRUNED[net].get(topology, {}).items()}
@@ -210,10 +231,10 @@ def _pruned(found: Accuracies, net: tuple[str, str], topology: str) -> str:
     return table(["sparsity", "published", *RECIPE_TITLES.values()], rows)
 
 
-def _lost(own: Sequence[Measured]) -> str:
+def _lost(own: Sequence[Measured], planned: Container[str]) -> str:
     counts = by_settings(own, _settings, "unnamed")
     rows: list[list[str]] = []
-    for topology in ("one-time retrained", "iterative retrained"):
+    for topology in (name for name in RETRAINED if name in planned):
         for density in DENSITIES:
             nets = [counts.get((recipe, topology, density, 1), []) for recipe in RECIPES]
             cells = [f"{sum(count > 0 for count in net)} of {len(net)}" if net else "not measured" for net in nets]

@@ -29,7 +29,7 @@ PRUNED: dict[tuple[str, str], dict[str, dict[float, float]]] = {
     },
 }
 
-# the same for one-time pruning without training afterwards, as read off a curve
+# the same for one-time pruning by one threshold without training afterwards, as read off a curve
 CURVES: dict[tuple[str, str], dict[float, float]] = {
     _LENET_300_100: {0.5: 97.4, 0.25: 97.0, 0.1: 95.2},
     _LENET_5: {0.5: 99.05, 0.1: 98.0, 0.05: 97.0},

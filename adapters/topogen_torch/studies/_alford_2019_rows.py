@@ -54,9 +54,10 @@ class Row:
     recipe : str
         Name of the settings below.
     topology : str
-        "dense"; "one-time": a dense net pruned after its training; "iterative": pruned during it; "one-time
-        retrained" and "iterative retrained": the structure that pruning left, initialised anew and trained; "random";
-        "radix"; "random twin": as many connections in each layer as "radix".
+        "dense"; "one-time": a dense net pruned after its training, every layer to the density; "one-time global": by
+        one threshold for all layers; "iterative": pruned during it; "one-time retrained", "one-time global retrained"
+        and "iterative retrained": the structure that pruning left, initialised anew and trained; "random"; "radix";
+        "random twin": as many connections in each layer as "radix".
     density : float
         Connections / possible connections of the layers that are sparse.
     factor : int
@@ -127,6 +128,7 @@ def _lenet_300_100() -> Iterator[Row]:
     for structure in (0, 1, 2):
         for recipe in RECIPES:
             yield from plan.pruned(recipe, structure)
+            yield from plan.retrained(recipe, structure, seeds=(0,), ways=("one-time global",))
             yield from plan.given(recipe, structure, factors=(2, 10))
         if structure == 0:  # one structure from several initialisations
             for recipe in ("published", "unrectified"):
@@ -166,17 +168,19 @@ class _Plan:
         )  # fmt: skip
 
     def pruned(self, recipe: str, structure: int) -> Iterator[Row]:
-        """Yield a dense net, what both ways of pruning leave of it, and that trained anew once."""
+        """Yield a dense net, what the ways of pruning leave of it, and that trained anew once."""
         own = {"structure": structure, "seed": structure}
         yield self.row(recipe, "dense", **own)
-        for topology in ("one-time", "iterative"):
+        for topology in ("one-time", "one-time global", "iterative"):
             for density in DENSITIES:
                 yield self.row(recipe, topology, density=density, **own)
         yield from self.retrained(recipe, structure, seeds=(0,))
 
-    def retrained(self, recipe: str, structure: int, *, seeds: Sequence[int]) -> Iterator[Row]:
-        """Yield the structures that pruning left, with new initial weights."""
-        for topology in ("one-time retrained", "iterative retrained"):
+    def retrained(
+        self, recipe: str, structure: int, *, seeds: Sequence[int], ways: Sequence[str] = ("one-time", "iterative")
+    ) -> Iterator[Row]:
+        """Yield the structures that these ways of pruning left, with new initial weights."""
+        for topology in (f"{way} retrained" for way in ways):
             for density in DENSITIES:
                 for seed in seeds:
                     new = _FIRST_RETRAINING + seed

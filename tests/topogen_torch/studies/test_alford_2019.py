@@ -63,6 +63,9 @@ def measured(row: Row) -> dict[str, Any]:
     return run(row, DATA, lambda *_: None)
 
 
+PRUNINGS = ("one-time", "one-time global", "iterative")
+
+
 # ---- rows
 
 
@@ -88,7 +91,7 @@ def test_lenet_300_100_comes_first_and_one_structure_of_everything_before_two() 
 def test_what_is_published_of_lenet_300_100_has_three_nets_at_least() -> None:
     rows = [row for row in all_rows(False) if row.network == "lenet-300-100"]
     for recipe in ("published", "unrectified", "modern"):
-        for topology in ("one-time", "iterative", "one-time retrained", "iterative retrained"):
+        for topology in (*PRUNINGS, *(f"{way} retrained" for way in PRUNINGS)):
             for density in DENSITIES:
                 wanted = (recipe, topology, density)
                 assert sum((row.recipe, row.topology, row.density) == wanted for row in rows) >= 3
@@ -97,7 +100,7 @@ def test_what_is_published_of_lenet_300_100_has_three_nets_at_least() -> None:
 def test_every_source_is_a_row_that_comes_before() -> None:
     before: set[Row] = set()
     for row in all_rows(False):
-        if row.topology.endswith("retrained") or row.topology == "one-time":
+        if row.topology.endswith("retrained") or row.topology.startswith("one-time"):
             source = source_of(row)
             assert source in before
             assert source.topology == ("iterative" if row.topology == "iterative retrained" else "dense")
@@ -143,7 +146,25 @@ def test_one_time_pruning_leaves_the_net_that_others_share() -> None:
     assert measured(dense) == before
 
 
-@pytest.mark.parametrize("topology", ["one-time", "iterative"])
+def test_one_threshold_prunes_all_layers_together() -> None:
+    dense, pruned = (
+        _alford_2019._net(row, DATA, lambda *_: None).model
+        for row in (
+            short(recipe="modern", topology="dense"),
+            short(recipe="modern", topology="one-time global", density=0.1),
+        )
+    )
+    before, after = (
+        {name: layer.values.detach().abs() for name, layer in model.named_modules() if isinstance(layer, SparseLinear)}
+        for model in (dense, pruned)
+    )
+    threshold = torch.cat(list(before.values())).sort(descending=True).values[26_620 - 1]
+    for name, values in after.items():
+        assert torch.equal(values.sort().values, before[name][before[name] >= threshold].sort().values)
+    assert sum(len(values) for values in after.values()) == 26_620
+
+
+@pytest.mark.parametrize("topology", PRUNINGS)
 def test_retraining_keeps_the_structure_and_nothing_else(topology: str) -> None:
     pruned, retrained = (
         short(recipe="modern", topology=f"{topology}{end}", density=0.1, structure=0) for end in ("", " retrained")
