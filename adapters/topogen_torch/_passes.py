@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from numpy.typing import NDArray
 
 __all__ = [
+    "above",
     "csc_index",
     "csr_index",
     "exchanged",
@@ -137,14 +140,30 @@ def nth_empty(ranks: Places, occupied: Places) -> Places:
     return ranks + np.searchsorted(occupied - np.arange(len(occupied)), ranks, side="right")
 
 
+def above(first: int, gradients: NDArray[Any], kept: Places, least: float) -> tuple[NDArray[Any], Places]:
+    """Return the sizes above `least` of the gradients of a run of places, and the places, rising; not those of `kept`.
+
+    NaN is above everything. The gradients, of which the first one belongs to the place `first`, are overwritten.
+    """
+    if (fast := _compiled()) is not None and least >= 0 and len(gradients):
+        scores, places = np.empty(len(gradients), gradients.dtype), np.empty(len(gradients), np.int64)
+        parts = fast.above(first, gradients, kept, least, scores, places, torch.get_num_threads())
+        return np.concatenate([scores[part] for part in parts]), np.concatenate([places[part] for part in parts])
+    np.abs(gradients, out=gradients)
+    begin, end = np.searchsorted(kept, [first, first + len(gradients)])
+    gradients[kept[begin:end] - first] = -np.inf
+    own = np.flatnonzero(~(gradients <= least))
+    return gradients[own], own + first
+
+
 def first_distinct(draw: Callable[[int], Places], population: int, count: int) -> Places:
     """Return the first so many different numbers of range(population) that are drawn, rising.
 
     `draw` continues one stream: how many numbers are asked for at a time makes no difference.
     """
     fast = _compiled()
-    if fast is None or population > 64 * count:
-        return _sorted_distinct(draw, count)
+    if fast is None or population > _SPARSE * count:
+        return _sorted_distinct(draw, population, count)
     words, wanted = np.zeros(-(-population // 64), "<u8"), count
     while wanted:
         wanted = fast.mark_first(words.view(np.uint8), draw(wanted + wanted // 16 + 8), wanted)
@@ -153,10 +172,24 @@ def first_distinct(draw: Callable[[int], Places], population: int, count: int) -
     return numbers
 
 
-def _sorted_distinct(draw: Callable[[int], Places], count: int) -> Places:
-    chosen = np.empty(0, np.int64)
-    while len(chosen) < count:  # never more than are missing: whoever comes after the last one is not looked at
-        chosen = np.concatenate([chosen, draw(count - len(chosen))])
-        chosen.sort()
-        chosen = chosen[np.append(True, chosen[1:] != chosen[:-1])]
-    return chosen
+_SPARSE = 48  # numbers for each that is drawn, from which sorting is faster than marking them
+
+
+def _sorted_distinct(draw: Callable[[int], Places], population: int, count: int) -> Places:
+    chosen, others = _distinct(draw(count), population), np.empty(0, np.int64)
+    while len(chosen) + len(others) < count:  # never more than are missing: what comes after the last is not looked at
+        others = np.concatenate([others, draw(count - len(chosen) - len(others))])
+        others = _distinct(others, population)
+        at = np.searchsorted(chosen, others)
+        at[at == len(chosen)] = 0
+        others = others[chosen[at] != others]
+    return np.insert(chosen, np.searchsorted(chosen, others), others)
+
+
+def _distinct(numbers: Places, population: int) -> Places:
+    """Return the different ones of numbers in range(population), rising."""
+    narrow: NDArray[Any] = numbers.astype(np.uint32) if population < 2**32 else numbers  # sorted twice as fast
+    rising = np.sort(narrow)
+    is_first = np.ones(len(rising), np.bool_)
+    np.not_equal(rising[1:], rising[:-1], out=is_first[1:])
+    return rising[is_first].astype(np.int64)

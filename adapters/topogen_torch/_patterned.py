@@ -171,7 +171,13 @@ class Patterned(nn.Module):
 
     def _buffers_of(self, stored: sp.csr_array) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the buffers that store a pattern and those derived from it; the layer is left as it is."""
-        return self._placed(stored_index(stored, type(self).__name__)), self._placed(self._derived(stored))
+        return self._stored_buffers(stored), self._derived_buffers(stored)
+
+    def _stored_buffers(self, stored: sp.csr_array) -> dict[str, Tensor]:
+        return self._placed(stored_index(stored, type(self).__name__))
+
+    def _derived_buffers(self, stored: sp.csr_array) -> dict[str, Tensor]:
+        return self._placed(self._derived(stored))
 
     def _install(self, index: dict[str, Tensor], derived: dict[str, Tensor]) -> None:
         """Make `_buffers_of` a pattern the layer's own; nothing here can fail."""

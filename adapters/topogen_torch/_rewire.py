@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -24,7 +25,7 @@ from topogen_torch._patterned import Patterned, resize
 from topogen_torch._signals import undisturbed
 from topogen_torch._together import together
 
-__all__ = ["Places", "Rewiring", "places_of", "refuse_sharded", "rewire"]
+__all__ = ["Places", "Rewiring", "places_of", "refuse_sharded", "rewire", "size_of"]
 
 Places = NDArray[np.int64]
 
@@ -119,12 +120,21 @@ def rewire(rewirings: Iterable[Rewiring], optimizers: Sequence[Optimizer] = ()) 
         sharded over processes. Nothing has been changed.
     """
     rewirings = list(rewirings)
-    tasks = [task for rewiring in rewirings for task in _preparations(rewiring, optimizers)]
-    on_cpu = all(rewiring.layer.values.is_cpu for rewiring in rewirings)
-    changes = together(tasks, size=sum(len(rewiring.places) for rewiring in rewirings) if on_cpu else 0)
+    for rewiring in rewirings:
+        refuse_sharded(rewiring.layer)
+    # what takes longest first, so that threads end together
+    changes = [_installed(rewiring) for rewiring in rewirings]
+    changes += [change for rewiring in rewirings for change in _followed_by(rewiring, optimizers)]
+    results = iter(together([part for change in changes for part in change.parts], size=size_of(rewirings)))
+    assignments = [partial(change.put, *islice(results, len(change.parts))) for change in changes]
     with undisturbed():
-        for change in changes:
-            change()
+        for assign in assignments:
+            assign()
+
+
+def size_of(rewirings: Iterable[Rewiring]) -> int:
+    """Return how many units all the layers will have, or 0 where one is on a card: what `together` asks for."""
+    return sum(len(one.places) for one in rewirings) if all(one.layer.values.is_cpu for one in rewirings) else 0
 
 
 def refuse_sharded(layer: Patterned, name: str = "") -> None:
@@ -136,38 +146,50 @@ def refuse_sharded(layer: Patterned, name: str = "") -> None:
         )
 
 
-def _preparations(rewiring: Rewiring, optimizers: Sequence[Optimizer]) -> list[Callable[[], Callable[[], Any]]]:
-    """Return tasks that compute what a rewiring needs, independent of each other.
+class _Change(NamedTuple):
+    """A part of a rewiring.
 
-    Each returns an assignment that cannot fail; made in this order, they carry the rewiring out.
+    Attributes
+    ----------
+    parts : tuple of callable
+        What computes and allocates everything; they depend on nothing.
+    put : callable
+        Takes their results and puts them in place; it cannot fail. Of one layer's, in the order they are given in.
     """
-    layer, values = rewiring.layer, rewiring.layer.values
-    refuse_sharded(layer)
-    origins = rewiring.origins_in(places_of(layer) if rewiring.origins is None else rewiring.places[:0])
 
-    def installed() -> Callable[[], Any]:
-        buffers = layer._buffers_of(_pattern(rewiring.places, *layer._stored_sizes))
-        return lambda: layer._install(*buffers)
+    parts: tuple[Callable[[], Any], ...]
+    put: Callable[..., Any]
 
-    def valued() -> Callable[[], Any]:
+
+def _installed(rewiring: Rewiring) -> _Change:
+    """Return the change of a layer's buffers."""
+    layer = rewiring.layer
+    pattern = cache(lambda: _pattern(rewiring.places, *layer._stored_sizes))
+    return _Change(
+        (lambda: layer._stored_buffers(pattern()), lambda: layer._derived_buffers(pattern())), layer._install
+    )
+
+
+def _followed_by(rewiring: Rewiring, optimizers: Sequence[Optimizer]) -> list[_Change]:
+    """Return the changes of the values, their gradient and their state in optimizers."""
+    values = rewiring.layer.values
+    origins = rewiring.origins_in(places_of(rewiring.layer) if rewiring.origins is None else rewiring.places[:0])
+
+    def valued() -> Tensor:
         next_values = _followed(values.data, origins)
         if rewiring.newcomers is not None:
             new = torch.from_numpy(np.flatnonzero(origins < 0)).to(values.device)
             next_values[new] = rewiring.newcomers.to(next_values)
-        return _replaced(values, next_values)
+        return next_values
 
-    tasks = [installed, valued]
+    changes = [_Change((valued,), partial(_replace, values))]
     if (gradient := values.grad) is not None:
-        tasks.append(lambda: partial(setattr, values, "grad", _followed(gradient, origins)))
+        changes.append(_Change((partial(_followed, gradient, origins),), partial(setattr, values, "grad")))
     for optimizer in optimizers:
         state = optimizer.state.get(values, {})
         for name in _following(state, values, optimizer):
-            tasks.append(partial(_state_followed, state, name, origins))
-    return tasks
-
-
-def _state_followed(state: dict[str, Any], name: str, origins: NDArray[np.int64]) -> Callable[[], Any]:
-    return _replaced_in(state, name, _followed(state[name], origins))
+            changes.append(_Change((partial(_followed, state[name], origins),), partial(_replace_in, state, name)))
+    return changes
 
 
 def _followed(tensor: Tensor, origins: NDArray[np.int64]) -> Tensor:
@@ -192,17 +214,19 @@ def _pattern(places: Places, n_in: int, n_out: int) -> sp.csr_array:
     return pattern
 
 
-def _replaced(parameter: nn.Parameter, data: Tensor) -> Callable[[], Any]:
+def _replace(parameter: nn.Parameter, data: Tensor) -> None:
     """Give a parameter new data: in its own memory where it fits, so that graphs which know the address stay right."""
     if parameter.shape == data.shape:
-        return lambda: parameter.data.copy_(data)
-    return lambda: resize(parameter, data)  # without a gradient; what follows it is set afterwards
+        parameter.data.copy_(data)
+    else:
+        resize(parameter, data)  # without a gradient; what follows it is set afterwards
 
 
-def _replaced_in(state: dict[str, Any], name: str, data: Tensor) -> Callable[[], Any]:
+def _replace_in(state: dict[str, Any], name: str, data: Tensor) -> None:
     if state[name].shape == data.shape:
-        return lambda: state[name].copy_(data)
-    return lambda: state.__setitem__(name, data)
+        state[name].copy_(data)
+    else:
+        state[name] = data
 
 
 def _following(state: dict[str, Any], values: Tensor, optimizer: Optimizer) -> list[str]:

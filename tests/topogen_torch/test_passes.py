@@ -9,7 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import topogen as tg
 import topogen_torch as tt
+from topogen import kernels
+from topogen.kernels import exchange
 from topogen_torch import _passes, _rewire
 from topogen_torch._rewire import Rewiring, places_of, rewire
 
@@ -50,6 +53,30 @@ def test_an_index_is_what_scipy_makes(way, seed, rows, columns):
     np.testing.assert_array_equal(starts, by_output.indptr)
     np.testing.assert_array_equal(inputs, by_output.indices)
     np.testing.assert_array_equal(permutation, numbers.T[mask.T])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 100_001])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_gradients_above_a_bound_are_those_that_a_loop_finds(way, dtype, length, threads):
+    """Of both signs and NaN, in several pieces; kept places reach beyond the run at both ends."""
+    rng = np.random.default_rng(length)
+    gradients = rng.standard_normal(length).astype(dtype)
+    gradients[5::97] = np.nan
+    first = 1000
+    kept = np.flatnonzero(rng.random(length + 2 * first) < 0.3)
+    for least in (-1.0, 0.0, 0.4, 2.5, 100.0):
+        own = {int(place) - first for place in kept}
+        expected = [k for k in range(length) if k not in own and not abs(gradients[k]) <= least]
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            scores, places = _passes.above(first, gradients.copy(), kept, least)
+        finally:
+            torch.set_num_threads(before)
+        assert places.tolist() == [first + k for k in expected]
+        assert scores.dtype == dtype
+        np.testing.assert_array_equal(scores, np.abs(gradients[expected]))
 
 
 @given(seeds, st.integers(1, 60))
@@ -163,3 +190,25 @@ def test_an_exchange_that_forgets_is_caught(monkeypatch):
     assert again.origins.tolist() == [0, 1, 2]
     monkeypatch.setattr(_rewire, "exchanged", forgetful)
     assert Rewiring.exchanging(layer, now, np.array([1]), now[1:2]).origins.tolist() == [0, -1, 2]
+
+
+def test_warm_up_leaves_nothing_to_compile():
+    """Not for either way of growing, nor for drawing few or many."""
+    kernels.warm_up()
+    routines = [getattr(exchange, name) for name in exchange.__all__ if name != "above"] + [exchange._above]
+    before = [len(routine.signatures) for routine in routines]
+    assert min(before) > 0
+    net = tg.generate(tg.ErdosRenyi(sizes=(60, 50, 40), density=0.2), rng=0)
+    for dtype in (torch.float32, torch.float64):
+        model = tt.sparse_mlp(net).to(dtype)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        ways = [
+            tt.SET(model, optimizer, rng=0, update_every=1, drop_fraction=0.4, layers="0"),
+            tt.RigL(model, optimizer, end_step=9, update_every=1, layers="2"),
+        ]
+        model(torch.randn(5, 60, dtype=dtype)).square().sum().backward()
+        optimizer.step()
+        assert all(way.step() for way in ways)
+    _passes.first_distinct(lambda count: np.arange(count), 10**6, 5)
+    _passes.above(0, np.ones(9, np.float32), np.arange(3), 0.0)
+    assert [len(routine.signatures) for routine in routines] == before

@@ -8,10 +8,28 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from topogen.kernels._atomics import SLOT, claim, wait_until
 from topogen.kernels._compile import kernel
+from topogen.kernels._masks import WORD, large, lowest_bit
+from topogen.kernels._openmp import Team
+from topogen.kernels._spread import spread
+from topogen.kernels._team import run
 
-__all__ = ["csr", "exchanged", "flat", "followed", "left", "mark", "mark_first", "marked", "nth_empty", "transposed"]
+__all__ = [
+    "above",
+    "csr",
+    "exchanged",
+    "flat",
+    "followed",
+    "left",
+    "mark",
+    "mark_first",
+    "marked",
+    "nth_empty",
+    "transposed",
+]
 
+Floats = NDArray[np.floating]
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 Bits = NDArray[np.uint8]
@@ -19,12 +37,7 @@ Mask = NDArray[np.bool_]
 
 Words = NDArray[np.uint64]
 
-# A word with one bit set, times this number, has in its upper six bits an index that no other such word has.
-_SPREAD = 0x03F79D71B4CB0A89
-_BIT_OF = np.zeros(64, np.int64)
-for _bit in range(64):
-    _BIT_OF[((1 << _bit) * _SPREAD & (1 << 64) - 1) >> 58] = _bit
-_MAGIC, _UPPER, _ONE = np.uint64(_SPREAD), np.uint64(58), np.uint64(1)
+_ONE = np.uint64(1)
 
 
 @kernel
@@ -133,10 +146,9 @@ def marked(words: Words, numbers: Longs) -> None:
     for k in range(len(words)):
         word = words[k]
         while word != 0:
-            others = word & (word - _ONE)
-            numbers[written] = 64 * k + _BIT_OF[((word ^ others) * _MAGIC) >> _UPPER]
+            numbers[written] = WORD * k + lowest_bit(word)
             written += 1
-            word = others
+            word &= word - _ONE
 
 
 @kernel
@@ -160,3 +172,83 @@ def followed(source: NDArray[np.signedinteger], origins: Longs, target: NDArray[
     """
     for k in range(len(origins)):  # a product, since nobody can predict which origins are negative
         target[k] = source[max(origins[k], 0)] * (origins[k] >= 0)
+
+
+_PIECE = 1 << 15  # gradients that a thread looks at before it claims more
+
+
+def above(
+    first: int, gradients: Floats, kept: Longs, least: float, scores: Floats, places: Longs, threads: int
+) -> list[slice]:
+    """Write the absolute values, above `least`, of the gradients of empty places, and these places; return where.
+
+    Parameters
+    ----------
+    first : int
+        The place of the first gradient.
+    gradients : ndarray, shape (n,), float32 or float64
+        Of a run of places; those of `kept` are overwritten.
+    kept : ndarray of int64
+        Rising places; some may lie outside of the run.
+    least : float
+        At least 0. NaN is above it.
+    scores, places : ndarray, shape (n,), the dtype of the gradients and int64
+        Targets. They have gaps, but rise.
+    threads : int
+        How many threads may take part.
+
+    Returns
+    -------
+    list of slice
+        The parts of the targets that were written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topogen.kernels import exchange
+    >>> scores, places = np.empty(4), np.empty(4, np.int64)
+    >>> parts = exchange.above(10, np.array([0.5, -3.0, 2.0, 0.0]), np.array([12]), 0.4, scores, places, 1)
+    >>> [places[part].tolist() for part in parts], [scores[part].tolist() for part in parts]
+    ([[10, 11]], [[0.5, 3.0]])
+    """
+    pieces = -(-len(gradients) // _PIECE)
+    counts = np.zeros(pieces, np.int64)
+    bound = gradients.dtype.type(least)
+    args = np.zeros(2 * SLOT, np.int64), first, gradients, kept, bound, scores, places, counts
+    run(_above, args, min(threads, pieces))
+    return [slice(p * _PIECE, p * _PIECE + int(count)) for p, count in enumerate(counts)]
+
+
+@kernel
+def _above(
+    team: Team, counters: Longs, first: int, gradients: Floats, kept: Longs, least: float, scores: Floats,
+    places: Longs, counts: Longs,
+) -> None:  # fmt: skip
+    if spread(team):
+        return
+    piece = claim(counters, 0)
+    while piece < len(counts):
+        begin, end = piece * _PIECE, min(len(gradients), (piece + 1) * _PIECE)
+        k = int(np.searchsorted(kept, first + begin))  # pyright: ignore[reportUnknownArgumentType]
+        while k < len(kept) and kept[k] < first + end:
+            gradients[kept[k] - first] = 0
+            k += 1
+        written = begin
+        whole = end - (end - begin) % WORD
+        for start in range(begin, whole, WORD):
+            word = large(gradients, start, least)
+            while word != 0:
+                j = start + lowest_bit(word)
+                scores[written] = abs(gradients[j])
+                places[written] = first + j
+                written += 1
+                word &= word - _ONE
+        for j in range(whole, end):
+            if not (abs(gradients[j]) <= least):
+                scores[written] = abs(gradients[j])
+                places[written] = first + j
+                written += 1
+        counts[piece] = written - begin
+        claim(counters, SLOT)
+        piece = claim(counters, 0)
+    wait_until(counters, SLOT, len(counts))

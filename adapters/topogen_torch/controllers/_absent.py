@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -14,12 +16,12 @@ from topogen_torch._conv import SparseConv1d, SparseConv2d
 from topogen_torch._patterned import Patterned
 from topogen_torch.controllers._tape import Pair, Tape
 
-__all__ = ["absent_gradients"]
+__all__ = ["absent_gradients", "some_gradients"]
 
 CHUNK = 1 << 20  # gradients held at once
 
 
-def absent_gradients(tape: Tape) -> Iterator[tuple[int, Tensor]]:
+def absent_gradients(tape: Tape, *, signed: bool = False) -> Iterator[tuple[int, Tensor]]:
     """Yield the absolute gradients of all places of a layer, present or not, a run of rows at a time.
 
     For a block or a convolution kernel it is the Frobenius norm of its gradient. In a process group the gradients are
@@ -29,6 +31,8 @@ def absent_gradients(tape: Tape) -> Iterator[tuple[int, Tensor]]:
     ----------
     tape : Tape
         With at least one pair.
+    signed : bool
+        Leave the gradients of single weights as they are.
 
     Yields
     ------
@@ -46,11 +50,35 @@ def absent_gradients(tape: Tape) -> Iterator[tuple[int, Tensor]]:
         gradient = torch.empty(end - begin, height, n_out, width, dtype=dtype, device=device)
         for k, one in enumerate(passes):
             one.add_to(gradient, begin, end, fresh=k == 0)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(gradient)
-            gradient /= dist.get_world_size()
-        norms = gradient.abs_() if height * width == 1 else torch.linalg.vector_norm(gradient, dim=(1, 3))
-        yield begin * n_out, norms.flatten()
+        _average(gradient)
+        if height * width > 1:
+            gradient = torch.linalg.vector_norm(gradient, dim=(1, 3))
+        elif not signed:
+            gradient.abs_()
+        yield begin * n_out, gradient.flatten()
+
+
+def some_gradients(tape: Tape, rows: NDArray[np.int64]) -> Tensor | None:
+    """Return the gradients of the places in some rows, shape (rows, outputs); None but for single weights of y = x W.
+
+    In a process group they are averaged over the processes.
+    """
+    layer = tape.layer
+    if not tape.pairs or layer._unit or isinstance(layer, (SparseConv1d, SparseConv2d)):
+        return None
+    chosen, gradient = torch.from_numpy(rows).to(layer.values.device), torch.zeros(())
+    for pair in tape.pairs:
+        x, dy = (t.reshape(-1, t.shape[-1]) for t in _alike(pair))
+        gradient = gradient.to(dy) + tape.weight(pair) * (x[:, chosen].t() @ dy)
+    _average(gradient)
+    return gradient
+
+
+def _average(gradient: Tensor) -> None:
+    """In a process group, replace a gradient by its mean over the processes."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(gradient)
+        gradient /= dist.get_world_size()
 
 
 def _cells(layer: Patterned) -> tuple[int, int]:

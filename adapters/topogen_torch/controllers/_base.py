@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -18,7 +19,8 @@ from topogen import Schedule, as_seed, checks
 from topogen.errors import SpecError, TopogenError
 from topogen_torch._patterned import Patterned
 from topogen_torch._ranks import check_ranks, check_same, retire_wrappers
-from topogen_torch._rewire import Rewiring, refuse_sharded, rewire
+from topogen_torch._rewire import Rewiring, refuse_sharded, rewire, size_of
+from topogen_torch._together import together
 from topogen_torch.controllers._fired import Fired
 
 __all__ = ["Controller", "Number", "Target", "value_at"]
@@ -129,7 +131,8 @@ class Controller(ABC):
         Raises
         ------
         SpecError
-            If a layer's pattern was changed by somebody else, the optimizer does not hold its values, or it is sharded.
+            If a layer's pattern was changed by somebody else, it is no part of the model any more, the optimizer does
+            not hold its values or keeps one state for all of them, or it is sharded.
         TopogenError
             If a score is NaN: nothing is changed, and the step is counted. In a process group on every rank, if the
             patterns of two ranks differ after the change; their hashes are named.
@@ -201,8 +204,13 @@ class Controller(ABC):
                 f"The state of {self._owner} must be of the layers {list(own['layers'])}. Got {list(state['layers'])}."
             )
         for target in self.targets:
-            now = bytes(target.layer.pattern_hash.tolist()).hex()
-            stored = state["layers"][target.name]["pattern_hash"]
+            now, entry = bytes(target.layer.pattern_hash.tolist()).hex(), state["layers"][target.name]
+            for key in own["layers"][target.name]:
+                if key not in entry:
+                    raise SpecError(
+                        f"The state of {self._owner} must be whole. Got no '{key}' for layer '{target.name}'."
+                    )
+            stored = entry["pattern_hash"]
             if stored != now:
                 raise SpecError(
                     f"The state of {self._owner} must belong to the model's pattern in layer '{target.name}', "
@@ -221,14 +229,15 @@ class Controller(ABC):
     # -- what methods share ------------------------------------------------------------------------------------------
 
     def _carry_out(self, rewirings: Iterable[Rewiring]) -> None:
+        self._check_apart()
         before, rewirings = [target.stored for target in self.targets], list(rewirings)
-        grown = {id(one.layer): one.new_places() for one in rewirings}
         rewire(rewirings, () if self.optimizer is None else (self.optimizer,))
         retire_wrappers([t.layer for t, count in zip(self.targets, before, strict=True) if t.stored != count])
+        histories = {}
         for target in self.targets:
             target.seen = bytes(target.layer.pattern_hash.tolist())
-            if id(target.layer) in grown:
-                self._fired[target.name].note(grown[id(target.layer)])
+            histories[id(target.layer)] = self._fired[target.name]
+        together([partial(_note, histories[id(one.layer)], one) for one in rewirings], size=size_of(rewirings))
         check_ranks(self.model)
 
     def _stream(self, target: Target) -> np.random.Generator:
@@ -298,6 +307,11 @@ class Controller(ABC):
 
     def _check_unchanged(self) -> None:
         for target in self.targets:
+            if not _is_in(self.model, target):
+                raise SpecError(
+                    f"{self._owner} must control layers of its model. The one that was '{target.name}' is in it no "
+                    f"more: make a new {self._owner}."
+                )
             if bytes(target.layer.pattern_hash.tolist()) != target.seen:
                 raise SpecError(
                     f"{self._owner} must be the only one to change the layers that it controls. "
@@ -305,6 +319,33 @@ class Controller(ABC):
                     "load its state after the model's."
                 )
         self._check_held(self.targets)
+
+    def _check_apart(self) -> None:
+        """Refuse an optimizer that has state for all parameters in a row, as L-BFGS does: it could not follow."""
+        if self.optimizer is None:
+            return
+        for group in self.optimizer.param_groups:
+            length = sum(parameter.numel() for parameter in group["params"])
+            for parameter in group["params"]:
+                for name, entry in self.optimizer.state.get(parameter, {}).items():
+                    if isinstance(entry, Tensor) and entry.shape == (length,) and parameter.numel() < length:
+                        raise SpecError(
+                            "The optimizer of a rewired layer must keep the state of each parameter apart. "
+                            f"{type(self.optimizer).__name__} keeps '{name}', {length} numbers of all of them in a row."
+                        )
+
+
+def _is_in(model: nn.Module, target: Target) -> bool:
+    """Whether the layer is in the model: where it was, as a rule, or else inside something that was put around it."""
+    try:
+        found = model.get_submodule("" if target.name == "(model)" else target.name)
+    except AttributeError:
+        found = None
+    return found is target.layer or any(module is target.layer for module in model.modules())
+
+
+def _note(history: Fired, rewiring: Rewiring) -> None:
+    history.note(rewiring.new_places())
 
 
 def _matching(patterns: str | Sequence[str], names: Iterable[str], parameter: str, owner: str) -> list[str]:
@@ -331,6 +372,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):  # which torch.load(weights_only=True) refuses
+        return value.item()
     if callable(value):
         return {
             "function": f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
@@ -339,7 +382,7 @@ def _plain(value: Any) -> Any:
 
 
 def _plain_seed(seed: np.random.SeedSequence) -> dict[str, Any]:
-    entropy = seed.entropy if isinstance(seed.entropy, Sequence) else [seed.entropy]
+    entropy = seed.entropy if isinstance(seed.entropy, (Sequence, np.ndarray)) else [seed.entropy]
     return {"entropy": [str(word) for word in entropy], "spawn_key": [int(word) for word in seed.spawn_key]}
 
 

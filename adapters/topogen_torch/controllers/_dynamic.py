@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 from topogen import Schedule, checks, cosine
 from topogen.errors import SpecError, TopogenError
 from topogen_torch._rewire import Places, Rewiring, places_of
-from topogen_torch._together import together
+from topogen_torch._together import in_turns, together
 from topogen_torch.controllers._base import Controller, Number, Target, value_at
 from topogen_torch.controllers._places import nearest_to_zero, without, worst
 from topogen_torch.controllers._tape import Tape
@@ -55,11 +56,23 @@ class _Dynamic(Controller):
         self._tapes = {target.name: Tape(target.layer, window=window, decay=decay) for target in self.targets}
         for target in self.targets:
             _check_fraction(target, owner)
+            if not callable(target.setting("grow")):
+                checks.refuse("grow", owner, "a callable (request) -> places", target.setting("grow"))
         self._listen()
 
     @abstractmethod
     def _dropped(self, target: Target, step: int) -> NDArray[np.bool_]:
         """Return a mask of the units that a layer loses."""
+
+    def _fraction(self, target: Target, given: Number, step: int) -> float:
+        """Return what share of its units a layer loses at a step."""
+        fraction = value_at(given, step)
+        if not 0 <= fraction < 1:
+            raise SpecError(
+                f"The 'drop_fraction' parameter of {self._owner} must give numbers in [0, 1). "
+                f"Got {fraction} at step {step} for '{target.name}'."
+            )
+        return fraction
 
     def _magnitudes(self, target: Target) -> NDArray[Any]:
         sizes = magnitude(target.layer)
@@ -78,24 +91,25 @@ class _Dynamic(Controller):
         dropped = together([partial(self._dropped, target, step) for target in self.targets], size=size)
         lost = [int(np.count_nonzero(own)) for own in dropped]
         counts = self._regained(lost)
-        chains: list[Callable[[], Rewiring]] = []
+        exchanges: list[Generator[None, None, Rewiring]] = []
         for target, own, less, count in zip(self.targets, dropped, lost, counts, strict=True):
             if less == count == 0:
                 continue
-            chains.append(partial(self._exchange, target, own, count))
+            grown = None
             if target.setting("grow") is not at_random:  # other rules use all threads, or speak to other processes
                 now = places_of(target.layer)
                 grown = self._grown(target, without(now, own), count) if count else now[:0]
-                chains[-1] = partial(self._exchange, target, own, count, grown)
-        return together(chains, size=size)
+            exchanges.append(self._exchange(target, own, count, grown))
+        return in_turns(exchanges, size=size)
 
     def _exchange(
-        self, target: Target, dropped: NDArray[np.bool_], count: int, grown: Places | None = None
-    ) -> Rewiring:
+        self, target: Target, dropped: NDArray[np.bool_], count: int, grown: Places | None
+    ) -> Generator[None, None, Rewiring]:
         """Return what one layer is to become, which drops some units and grows so many, drawn where none are given."""
         now = places_of(target.layer)
         if grown is None:
             grown = self._grown(target, without(now, dropped), count) if count else now[:0]
+            yield
         grown = _rising(grown)
         rewiring = Rewiring.exchanging(target.layer, now, dropped, grown)
         if len(grown) != count or not _are_places(rewiring.places, target.possible):
@@ -247,7 +261,7 @@ class SET(_Dynamic):
         )  # fmt: skip
 
     def _dropped(self, target: Target, step: int) -> NDArray[np.bool_]:
-        fraction = target.at("drop_fraction", step)
+        fraction = self._fraction(target, target.setting("drop_fraction"), step)
         if target.layer._unit:
             scores = self._magnitudes(target)
             return worst(scores, int(fraction * len(scores)))
@@ -276,7 +290,7 @@ class Annealed(_Dynamic):
 
     def _dropped(self, target: Target, step: int) -> NDArray[np.bool_]:
         given = target.setting("drop_fraction")
-        f = value_at(given if callable(given) else cosine(initial=given, end_step=self._end), step)
+        f = self._fraction(target, given if callable(given) else cosine(initial=given, end_step=self._end), step)
         scores = self._magnitudes(target)
         return worst(scores, int(f * len(scores)))
 
@@ -320,7 +334,8 @@ class RigL(Annealed):
     a step; a controller that acts after the optimizer cannot, so here the weights have moved before they are compared.
 
     An update costs one product of a dense layer's weight gradient, computed a chunk at a time: 1 / (3 d update_every)
-    of the arithmetic of training a layer of density d. Between updates nothing is recorded.
+    of the arithmetic of training a layer of density d. Between updates nothing is recorded; in the step of an update
+    compiled models run uncompiled.
 
     References
     ----------
@@ -364,5 +379,5 @@ def _check_fraction(target: Target, owner: str) -> None:
     value = target.setting("drop_fraction")
     if isinstance(value, Schedule) or not callable(value):
         for number in (value.initial, value.final) if isinstance(value, Schedule) else (value,):
-            if not isinstance(number, (int, float)) or isinstance(number, bool) or not 0 <= number < 1:
+            if not isinstance(number, Real) or isinstance(number, bool) or not 0 <= number < 1:
                 checks.refuse("drop_fraction", owner, "a number in [0, 1), or a schedule of such", number)

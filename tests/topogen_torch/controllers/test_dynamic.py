@@ -16,6 +16,7 @@ import topogen as tg
 import topogen_torch as tt
 from topogen.errors import SpecError, TopogenError
 from topogen_torch.controllers import _absent
+from topogen_torch.controllers.growth import at_random
 
 W = torch.tensor([[0.5, 0, -0.2, 0], [0, 0.1, 0, -0.8], [0.9, 0, 0.3, 0], [0, -0.4, 0, 0.05]])
 G = torch.tensor(
@@ -292,6 +293,10 @@ REFUSED = {
         "The 'optimizer' parameter of RigL must hold the values of every layer that it controls. "
         "It lacks those of '0', '2'.",
     ),
+    "grow": (
+        lambda: tt.RigL(model_of(), None, end_step=9, grow="gradient"),
+        "The 'grow' parameter of RigL must be a callable (request) -> places. Got 'gradient'.",
+    ),
     "fraction": (
         lambda: tt.RigL(model_of(), None, end_step=9, drop_fraction=1.0),
         "The 'drop_fraction' parameter of RigL must be a number in [0, 1), or a schedule of such. Got 1.0.",
@@ -312,6 +317,29 @@ def test_refusals(case):
     call, sentence = REFUSED[case]
     with pytest.raises(SpecError, match="^" + re.escape(sentence)):
         call()
+
+
+@pytest.mark.parametrize("fraction", [1.0, 1.5, -0.5, float("nan")])
+@pytest.mark.parametrize("method", ["SET", "RigL"])
+def test_a_schedule_that_leaves_its_range_is_refused_at_that_step(method, fraction):
+    model = model_of()
+    settings = {"drop_fraction": lambda step: 0.5 if step < 2 else fraction, "update_every": 1}
+    if method == "SET":
+        ctl = tt.SET(model, None, rng=0, **settings)
+    else:
+        ctl = tt.RigL(model, None, rng=0, end_step=9, grow=at_random, **settings)
+    assert ctl.step()
+    before = [bytes(target.layer.pattern_hash.tolist()) for target in ctl.targets]
+    sentence = (
+        f"The 'drop_fraction' parameter of {method} must give numbers in [0, 1). Got {fraction} at step 2 for '0'."
+    )
+    with pytest.raises(SpecError, match="^" + re.escape(sentence)):
+        ctl.step()
+    assert [bytes(target.layer.pattern_hash.tolist()) for target in ctl.targets] == before
+
+
+def test_a_fraction_may_be_a_numpy_number():
+    assert tt.SET(model_of(), None, rng=0, update_every=1, drop_fraction=np.float32(0.5)).step()
 
 
 def test_a_pattern_changed_by_somebody_else_is_noticed():

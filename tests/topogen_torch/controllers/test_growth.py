@@ -195,18 +195,67 @@ def test_gradients_are_summed_in_float32_at_least(dtype):
     assert found == [torch.promote_types(dtype, torch.float32)]
 
 
+def wish(layer, kept, count, tape=None):
+    return growth.Request(layer, kept, count, lambda: None, tape, lambda scores: scores)
+
+
 @pytest.mark.parametrize("count", [1, 5, 40])
-@pytest.mark.parametrize("slices", [1, 3, 1000])
-def test_leaders_are_those_of_a_sort(count, slices, monkeypatch):
-    """With ties, over runs and slices of any length; -1 is no candidate."""
+@pytest.mark.parametrize("run", [1, 3, 70, 1000])
+@pytest.mark.parametrize("least", [-1.0, 0.0, 4.0])
+def test_leaders_are_those_of_a_sort(count, run, least):
+    """With ties, over runs of any length; a place that stays is no candidate, nor what is not above a bound."""
     rng = np.random.default_rng(count)
-    scores = rng.integers(0, 12, 300).astype(np.float32)
-    scores[rng.random(300) < 0.2] = -1
-    leaders = growth._Leaders(count)
-    leaders._slice = slices
-    for first in range(0, 300, 70):
-        leaders.see(first, scores[first : first + 70].copy())
+    gradients = rng.integers(-12, 13, 300).astype(np.float32)
+    kept = np.flatnonzero(rng.random(300) < 0.2)
+    leaders = growth._Leaders(wish(None, kept, count), least)
+    for first in range(0, 300, run):
+        leaders.see(first, gradients[first : first + run].copy())
+    scores = np.abs(gradients)
+    scores[kept] = -1
+    assert (scores > least).sum() > count
     np.testing.assert_array_equal(leaders.places(), np.sort(np.argsort(-scores, kind="stable")[:count]))
+
+
+def wide_tape(scale):
+    """A layer of a million places, and a pass through it whose inputs have these sizes."""
+    layer = tt.SparseLinear(random(1100, 1000))
+    torch.manual_seed(3)
+    tape = _tape.Tape(layer)
+    tape._take(torch.randn(20, 1100) * scale(torch.arange(1100)), torch.randn(20, 1000))
+    return layer, tape
+
+
+SCALES = {
+    "alike": lambda i: torch.ones(len(i)),
+    "falling": lambda i: 0.99**i,
+    "few": lambda i: (i % 500 == 0).float(),  # 3000 gradients are not 0
+    "edge": lambda i: (i > 1000).float(),
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("count", [1, 2000, 40_000])
+def test_growth_in_a_wide_layer_is_what_a_sort_says(name, count, monkeypatch):
+    """Whether a bound is guessed or not, and was good or not; gradients of 0 are chosen if there is nothing else."""
+    layer, tape = wide_tape(SCALES[name])
+    kept = places_of(layer)[::2]
+    passes = []
+    monkeypatch.setattr(growth, "_leaders", lambda *args, real=growth._leaders: passes.append(args) or real(*args))
+    found = growth.by_gradient(wish(layer, kept, count, tape))
+    scores = torch.cat([part for _, part in _absent.absent_gradients(tape)]).numpy()
+    scores[kept] = -1
+    np.testing.assert_array_equal(found, np.sort(np.argsort(-scores, kind="stable")[:count]))
+    if name in ("alike", "falling"):
+        assert len(passes) == 1
+        assert passes[0][1] > 0
+
+
+def test_a_guess_that_is_too_large_does_no_harm(monkeypatch):
+    layer, tape = wide_tape(SCALES["alike"])
+    request = wish(layer, places_of(layer)[:0], 500, tape)
+    expected = growth.by_gradient(request)
+    monkeypatch.setattr(growth, "_guess", lambda request: 1e9)
+    np.testing.assert_array_equal(growth.by_gradient(request), expected)
 
 
 def test_a_window_counts_older_steps_less():
@@ -238,5 +287,7 @@ def test_nan_gradients_are_refused_wherever_they_are():
     x = numbers(5, 9)
     x[:, 8] = torch.nan
     ctl._tapes["0"]._take(x, numbers(5, 7))
-    with pytest.raises(TopogenError, match=re.escape("7 of 63 scores by gradient in layer '0' are NaN")):
+    empty = 7 - int((places_of(layer)[~ctl._dropped(ctl.targets[0], 1)] >= 8 * 7).sum())
+    assert 0 < empty < 7
+    with pytest.raises(TopogenError, match=re.escape(f"{empty} of 63 scores by gradient in layer '0' are NaN")):
         ctl.step()
