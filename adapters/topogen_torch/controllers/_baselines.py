@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from topogen import as_seed, checks, stream
+from topogen_torch._patterned import Patterned
 from topogen_torch.controllers.criteria import Score, magnitude
 
 __all__ = ["inverted", "shuffled"]
@@ -51,8 +53,7 @@ def inverted(score: Any) -> Any:
     """
     if isinstance(score, Mapping):
         return {name: -own for name, own in score.items()}
-    function = _function(score, "inverted")
-    return lambda layer: -function(layer)
+    return _Inverted(_function(score, "inverted"))
 
 
 @overload
@@ -92,15 +93,40 @@ def shuffled(score: Any, rng: Any) -> Any:
     seed = as_seed(rng, owner="shuffled")
     if seed is None:
         checks.refuse("rng", "shuffled", "an int, a SeedSequence or a Generator", rng)
-
-    def dealt(own: Tensor, key: bytes) -> Tensor:
-        order = stream(seed, _STREAM, *key).permutation(len(own))
-        return own[torch.from_numpy(order).to(own.device)]
-
     if isinstance(score, Mapping):
-        return {name: dealt(own, name.encode()) for name, own in score.items()}
-    function = _function(score, "shuffled")
-    return lambda layer: dealt(function(layer), bytes(layer.pattern_hash.tolist()))
+        return {name: _dealt(own, seed, name.encode()) for name, own in score.items()}
+    return _Shuffled(_function(score, "shuffled"), seed)
+
+
+class _Inverted:
+    """The opposite of a score. `__qualname__` is what a controller's state knows it by."""
+
+    def __init__(self, score: Score) -> None:
+        self.score = score
+        self.__qualname__ = f"inverted({_name(score)})"
+
+    def __call__(self, layer: Patterned) -> Tensor:
+        return -self.score(layer)
+
+
+class _Shuffled:
+    """A score dealt out anew. `__qualname__` is what a controller's state knows it by."""
+
+    def __init__(self, score: Score, seed: np.random.SeedSequence) -> None:
+        self.score, self._seed = score, seed
+        self.__qualname__ = f"shuffled({_name(score)}, rng={seed.entropy}, {seed.spawn_key})"
+
+    def __call__(self, layer: Patterned) -> Tensor:
+        return _dealt(self.score(layer), self._seed, bytes(layer.pattern_hash.tolist()))
+
+
+def _dealt(own: Tensor, seed: np.random.SeedSequence, key: bytes) -> Tensor:
+    order = stream(seed, _STREAM, *key).permutation(len(own))
+    return own[torch.from_numpy(order).to(own.device)]
+
+
+def _name(score: Score) -> str:
+    return getattr(score, "__qualname__", type(score).__name__)
 
 
 def _function(score: Any, owner: str) -> Score:

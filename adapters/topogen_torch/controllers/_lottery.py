@@ -56,7 +56,7 @@ class LotteryTicket(Pruner):
         Or anything with ``state_dict`` and ``load_state_dict``: goes back to `rewind_to`. The optimizer's settings, the
         learning rate among them, go back in any case. Call it before the controller:
         ``optimizer.step(); scheduler.step(); ticket.step()``.
-    score, scope, layers, groups
+    score, scope, layers, groups, rng
         As for `OneShot`.
 
     Attributes
@@ -67,6 +67,8 @@ class LotteryTicket(Pruner):
         Steps done of the schedule in this round: `rewind_to` right after a pruning.
     finished : bool
         Whether the last round is over.
+    total_steps : int
+        Steps of all rounds together.
 
     Raises
     ------
@@ -122,6 +124,7 @@ class LotteryTicket(Pruner):
         scope: str = "layer",
         layers: str | Sequence[str] = "*",
         groups: Sequence[Mapping[str, Any]] = (),
+        rng: Any = None,
     ) -> None:
         owner = "LotteryTicket"
         checks.instance(optimizer, "optimizer", owner, Optimizer, "an")
@@ -137,7 +140,9 @@ class LotteryTicket(Pruner):
             "rounds": rounds, "round_steps": round_steps, "drop_fraction": drop_fraction, "rewind": rewind,
             "rewind_to": rewind_to, "optimizer_state": optimizer_state,
         }  # fmt: skip
-        super().__init__(model, optimizer, score=score, scope=scope, settings=settings, layers=layers, groups=groups)
+        super().__init__(
+            model, optimizer, score=score, scope=scope, settings=settings, layers=layers, groups=groups, rng=rng
+        )
         self._first = [target.stored for target in self.targets]
         for target in self.targets:
             for number in range(1, rounds + 1):
@@ -150,12 +155,26 @@ class LotteryTicket(Pruner):
     @property
     def round(self) -> int:
         """Prunings so far."""
-        return 0 if self._count < self._length else min(self._rounds, 1 + (self._count - self._length) // self._again)
+        return self._round_at(self._count)
 
     @property
     def position(self) -> int:
         """Steps done of the schedule in this round."""
-        return self._count - self.round * self._again
+        return self.position_at(self._count)
+
+    @property
+    def round_steps(self) -> int:
+        """Steps of the whole schedule."""
+        return self._length
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all rounds together."""
+        return self._length + self._rounds * self._again
+
+    def position_at(self, step: int) -> int:
+        """Return the steps done of the schedule when `step` of all rounds are done: which of its steps comes next."""
+        return step - self._round_at(step) * self._again
 
     @property
     def finished(self) -> bool:
@@ -166,6 +185,9 @@ class LotteryTicket(Pruner):
     def _again(self) -> int:
         """Steps of every round but the first."""
         return self._length - self._to
+
+    def _round_at(self, step: int) -> int:
+        return 0 if step < self._length else min(self._rounds, 1 + (step - self._length) // self._again)
 
     def step(self) -> bool:
         """Count one training step; prune and go back at the end of a round. Return whether connections changed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from decimal import ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -13,7 +14,18 @@ from numpy.typing import NDArray
 from topogen_torch._passes import first_distinct, left, nth_empty
 from topogen_torch._rewire import Places
 
-__all__ = ["best", "count_of", "drawn_empty", "largest_remainders", "nearest_to_zero", "without", "worst"]
+__all__ = [
+    "best",
+    "best_within",
+    "count_of",
+    "drawn_empty",
+    "largest_remainders",
+    "nearest_to_zero",
+    "rounded_down",
+    "whole_units",
+    "without",
+    "worst",
+]
 
 
 def best(scores: NDArray[Any], count: int) -> NDArray[np.int64]:
@@ -29,6 +41,25 @@ def best(scores: NDArray[Any], count: int) -> NDArray[np.int64]:
     chosen = scores > least
     chosen[np.flatnonzero(scores == least)[: count - int(np.count_nonzero(chosen))]] = True
     return np.flatnonzero(chosen)
+
+
+def best_within(scores: NDArray[Any], sizes: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
+    """Return the indices of the largest scores whose sizes fit into a budget together, rising; the first of equal ones.
+
+    What is too large for what is left of the budget is passed over: where enough have size 1, it is used up exactly.
+    """
+    if len(sizes) == 0 or (sizes == sizes[0]).all():
+        return best(scores, budget // int(sizes[0]) if len(sizes) else 0)
+    order = np.argsort(-scores, kind="stable")
+    chosen: list[NDArray[np.int64]] = []
+    while len(order):  # once for each size that there is
+        used = np.cumsum(sizes[order])
+        fitting = int(np.searchsorted(used, budget, side="right"))
+        chosen.append(order[:fitting])
+        budget -= int(used[fitting - 1]) if fitting else 0
+        order = order[fitting:]
+        order = order[sizes[order] <= budget]
+    return np.sort(np.concatenate(chosen))
 
 
 def worst(scores: NDArray[Any], count: int) -> NDArray[np.bool_]:
@@ -75,12 +106,36 @@ def count_of(density: float, possible: int) -> int:
     return round(Fraction(str(density)) * possible)
 
 
+def rounded_down(part: int, whole: int) -> str:
+    """Return a density as text, of six digits and never more than it is, so that what is named can be had."""
+    return f"{float(Context(prec=6, rounding=ROUND_FLOOR).divide(Decimal(part), Decimal(whole))):g}"
+
+
 def largest_remainders(shares: Sequence[Fraction]) -> list[int]:
     """Round the shares so that their sum is the rounded sum: down, and the largest remainders, first ones first, up."""
     counts = [math.floor(share) for share in shares]
     order = sorted(range(len(shares)), key=lambda k: counts[k] - shares[k])
     for k in order[: round(sum(shares)) - sum(counts)]:
         counts[k] += 1
+    return counts
+
+
+def whole_units(density: float, possible: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Return how many units of each layer, of so many weights each, have the density that is wanted of all together.
+
+    Their weights add up to ``round(density * all)`` exactly where one layer's units have a single weight and enough of
+    them are left, and where all units have the same number and it divides that; otherwise to less than a unit off.
+    """
+    share = Fraction(str(density))
+    if len(set(sizes)) < 2:
+        return largest_remainders([share * count for count in possible])
+    counts = [math.floor(share * count) for count in possible]
+    pairs = list(zip(possible, sizes, strict=True))
+    left = round(share * sum(a * b for a, b in pairs)) - sum(a * b for a, b in zip(counts, sizes, strict=True))
+    for k in sorted(range(len(pairs)), key=lambda k: -sizes[k]):
+        more = min(left // sizes[k], possible[k] - counts[k])
+        counts[k] += more
+        left -= more * sizes[k]
     return counts
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softshrink
 from torch.optim import Optimizer
 
 from topogen import checks
@@ -99,7 +100,8 @@ class ProximalL1(Controller):
         Raises
         ------
         SpecError
-            See `Controller.step`; and if the optimizer keeps no second moments where the metric needs them.
+            See `Controller.step`; and if the optimizer keeps no second moments where the metric needs them, or the
+            strength of this step is none. No weight has been changed.
         """
         self._check_unchanged()
         thresholds = [self._threshold(target) for target in self.targets]
@@ -118,7 +120,8 @@ class ProximalL1(Controller):
         assert self.optimizer is not None
         values = target.layer.values
         group = next(g for g in self.optimizer.param_groups if any(p is values for p in g["params"]))
-        amount = float(group["lr"]) * target.at("strength", self._count + 1)
+        strength = checks.real(target.at("strength", self._count + 1), "strength", self._owner)
+        amount = float(group["lr"]) * strength
         if self._metric == "plain":
             return amount
         state = self.optimizer.state.get(values, {})
@@ -141,6 +144,9 @@ def _alive(layer: Patterned) -> Tensor:
 
 def _shrink(values: Tensor, threshold: float | Tensor) -> None:
     """Take the proximal step in place: of single weights, or of units as a whole."""
+    if values.ndim == 1 and isinstance(threshold, float):
+        values.copy_(softshrink(values, threshold))  # one pass instead of four
+        return
     if values.ndim == 1:
         values.copy_(values.sign() * (values.abs() - threshold).clamp_min(0))
         return

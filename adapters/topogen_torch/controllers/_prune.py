@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,20 @@ from torch.optim import Optimizer
 
 from topogen import Schedule, checks, connection_counts
 from topogen.errors import SpecError
+from topogen_torch._block import BlockSparseLinear
+from topogen_torch._conv import SparseConv1d, SparseConv2d
+from topogen_torch._patterned import Patterned
 from topogen_torch._rewire import Rewiring
 from topogen_torch.controllers._base import Controller, Target
-from topogen_torch.controllers._places import best, count_of, largest_remainders
-from topogen_torch.controllers.criteria import Score, scored
+from topogen_torch.controllers._places import (
+    best,
+    best_within,
+    count_of,
+    largest_remainders,
+    rounded_down,
+    whole_units,
+)
+from topogen_torch.controllers.criteria import Score, checked_score, per_weight, scored
 
 __all__ = ["GradualMagnitude", "OneShot", "Pruner"]
 
@@ -42,11 +53,13 @@ class Pruner(Controller):
     ) -> None:
         owner = type(self).__name__
         checks.one_of(scope, "scope", owner, _SCOPES)
-        if isinstance(score, str):
-            checks.one_of(score, "score", owner, ("magnitude", "random"))
-        if score == "random" and shared.get("rng") is None:
-            checks.refuse("rng", owner, "an int, a SeedSequence or a Generator where score='random'", None)
+        checked_score(score, owner, may_draw=shared.get("rng") is not None)
         distribution = checks.one_of(settings.get("distribution", "uniform"), "distribution", owner, _DISTRIBUTIONS)
+        if scope == "global" and distribution not in ("uniform", "global"):
+            raise SpecError(
+                f"The 'scope' parameter of {owner} must be 'layer' with distribution='{distribution}', which shares "
+                "the density out among the layers. Got 'global'."
+            )
         super().__init__(model, optimizer, settings={**settings, "score": score, "scope": scope}, **shared)
         self._distribution, self._joint = distribution, "global" in (scope, distribution)
         if self._joint and self._groups:
@@ -57,17 +70,25 @@ class Pruner(Controller):
                 f"The 'groups' parameter of {owner} must set no density with distribution='{distribution}', which "
                 f"shares one out. Got {self._groups}."
             )
+        for group in self._groups:
+            checked_score(group.get("score", "magnitude"), owner, may_draw=self._seed is not None)
+            if "density" in group:
+                checks.real(group["density"], "density", owner, high=1.0, open_low=True)
+
+    @property
+    def _sizes(self) -> list[int]:
+        """Weights of a unit of each target."""
+        return [math.prod(target.layer._unit) for target in self.targets]
 
     def _shared_out(self, density: float) -> list[int]:
         """Return the number of units of each target at a density of all together, as `distribution` shares it out."""
-        if self._joint and self._distribution not in ("er", "erk"):  # rounded once, since only the sum counts
-            return largest_remainders([Fraction(str(density)) * target.possible for target in self.targets])
-        if self._distribution not in ("er", "erk"):
+        if self._joint:  # rounded once, since only the sum counts
+            return whole_units(density, [target.possible for target in self.targets], self._sizes)
+        if self._distribution == "uniform":
             return [count_of(target.at("density", self._count), target.possible) for target in self.targets]
-        shapes = [(t.layer._stored_sizes[1], t.layer._stored_sizes[0], *t.layer._unit) for t in self.targets]
+        shapes = [_weight_shape(target.layer) for target in self.targets]
         weights = connection_counts(shapes, density=density, distribution=self._distribution)
-        units = [math.prod(target.layer._unit) for target in self.targets]
-        return largest_remainders([Fraction(w, u) for w, u in zip(weights, units, strict=True)])
+        return largest_remainders([Fraction(w, size) for w, size in zip(weights, self._sizes, strict=True)])
 
     def _kept(self, wanted: Sequence[int]) -> list[Rewiring]:
         """Return the rewirings that leave `wanted[k]` units in target k, or as many in all together."""
@@ -75,7 +96,11 @@ class Pruner(Controller):
         if not self._joint:
             kept = [best(own, count) for own, count in zip(scores, wanted, strict=True)]
         else:
-            joint = best(np.concatenate(scores), sum(wanted))
+            sizes, score = self._sizes, self._settings["score"]
+            if len(set(sizes)) > 1:
+                scores = [own / per_weight(score, size) for own, size in zip(scores, sizes, strict=True)]
+            each = np.repeat(sizes, [len(own) for own in scores])
+            joint = best_within(np.concatenate(scores), each, self._weights(wanted))
             borders = np.cumsum([0, *map(len, scores)])
             kept = [joint[(joint >= a) & (joint < b)] - a for a, b in zip(borders, borders[1:], strict=False)]
         return [Rewiring.keeping(t.layer, own) for t, own in zip(self.targets, kept, strict=True)]
@@ -85,14 +110,47 @@ class Pruner(Controller):
         found = scored(score, target.name, target.layer, lambda: self._stream(target))
         return self._sound(found, target, score if isinstance(score, str) else "score")
 
-    def _refuse_growth(self, wanted: Sequence[int], density: float) -> None:
-        for target, count in zip(self.targets, wanted, strict=True):
-            if not self._joint and count > target.stored:
-                raise SpecError(
-                    f"The 'density' parameter of {self._owner} must be at most the layer's own, "
-                    f"{target.stored / target.possible:.6g} for '{target.name}', since pruning adds nothing. "
-                    f"Got {density:g}."
-                )
+    def _refuse_growth(self, wanted: Sequence[int]) -> None:
+        """Refuse a density that a layer, or all of them where they share one budget, does not have."""
+        stored = [target.stored for target in self.targets]
+        possible = self._weights([target.possible for target in self.targets])
+        if self._joint:
+            if self._weights(wanted) > self._weights(stored):
+                most = rounded_down(self._weights(stored), possible)
+                self._refuse_density(f"that of the layers, {most}", self._settings["density"])
+            return
+        lacking = [target for target, count in zip(self.targets, wanted, strict=True) if count > target.stored]
+        if not lacking:
+            return
+        least = min(lacking, key=lambda target: target.stored / target.possible)
+        if self._distribution == "uniform":
+            most = rounded_down(least.stored, least.possible)
+            self._refuse_density(f"the layer's own, {most} for '{least.name}'", least.setting("density"))
+
+        def lacks(weights: int) -> bool:
+            return any(count > own for count, own in zip(self._shared_out(weights / possible), stored, strict=True))
+
+        most = rounded_down(bisect_left(range(1, self._weights(wanted)), True, key=lacks), possible)
+        rule = f"with distribution='{self._distribution}', for the connections that '{least.name}' has"
+        self._refuse_density(f"{most} {rule}", self._settings["density"])
+
+    def _refuse_density(self, most: str, given: float) -> NoReturn:
+        raise SpecError(
+            f"The 'density' parameter of {self._owner} must be at most {most}, since pruning adds nothing. "
+            f"Got {given:g}."
+        )
+
+    def _weights(self, units: Sequence[int]) -> int:
+        """Return how many weights so many units of each target have."""
+        return sum(count * size for count, size in zip(units, self._sizes, strict=True))
+
+
+def _weight_shape(layer: Patterned) -> tuple[int, ...]:
+    """Return the shape of the dense weight in torch's order, as the rules of budgets read it."""
+    if isinstance(layer, (SparseConv1d, SparseConv2d)):
+        return (layer.out_channels, layer.in_channels, *layer.kernel_size)
+    sizes = [size * (layer.block if isinstance(layer, BlockSparseLinear) else 1) for size in layer._stored_sizes]
+    return sizes[1], sizes[0]
 
 
 class OneShot(Pruner):
@@ -106,7 +164,7 @@ class OneShot(Pruner):
         Its state follows; None where nothing is trained yet.
     density : float, in (0, 1]
         What is to be left: connections / possible connections, in each layer or (``scope="global"``) in all together.
-        Exact: ``round(density * possible)``.
+        Exact: ``round(density * possible)``, of whole units.
     score : {"magnitude", "random"}, callable or mapping
         A callable gets a layer and returns one number a unit of `values`; a mapping has a tensor for each layer's
         name, as `topogen_torch.snip_scores` returns it. Of equal scores the first in value ordering stay.
@@ -127,6 +185,10 @@ class OneShot(Pruner):
     -----
     The first `step` prunes; later ones do nothing. Weights that stay keep value, gradient and optimizer state bit for
     bit. A layer's memory shrinks with it.
+
+    Where single connections, blocks and kernels share one budget, connections count and not units, and scores are
+    compared per weight: a norm over the root of their number, other scores over the number. What does not fit into what
+    is left of the budget is passed over.
 
     Examples
     --------
@@ -157,7 +219,7 @@ class OneShot(Pruner):
             layers=layers, groups=groups, rng=rng,
         )  # fmt: skip
         self._wanted = self._shared_out(density)
-        self._refuse_growth(self._wanted, density)
+        self._refuse_growth(self._wanted)
 
     def _due(self, step: int) -> bool:
         return step == 1
@@ -239,7 +301,7 @@ class GradualMagnitude(Pruner):
         self._schedule = Schedule(shape=shape, initial=1.0, final=0.0, begin_step=begin_step, end_step=end_step)
         self._final = self._shared_out(density)
         self._first = [target.stored for target in self.targets]
-        self._refuse_growth(self._final, density)
+        self._refuse_growth(self._final)
         self._finished = False
 
     def _due(self, step: int) -> bool:

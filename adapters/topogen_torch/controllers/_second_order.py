@@ -5,6 +5,7 @@ The kernels of the sparse layers yield first derivatives only.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -39,6 +40,8 @@ def twice_differentiable(model: nn.Module) -> Generator[None]:
                     handle = module.register_forward_hook(_instead(dense), with_kwargs=True)
                     stack.callback(handle.remove)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention has a first derivative only
+        if "torch._dynamo" in sys.modules:  # what is compiled has a first derivative only, and does not see the hooks
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 

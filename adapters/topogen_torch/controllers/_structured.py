@@ -94,9 +94,11 @@ class PruneNeurons(Controller):
         groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         checks.real(density, "density", "PruneNeurons", high=1.0, open_low=True)
-        if isinstance(score, str):
-            checks.one_of(score, "score", "PruneNeurons", ("norm",))
+        _check_score(score)
         super().__init__(model, optimizer, layers=layers, groups=groups, settings={"density": density, "score": score})
+        for group in self._groups:
+            checks.real(group.get("density", density), "density", "PruneNeurons", high=1.0, open_low=True)
+            _check_score(group.get("score", score))
         self._hidden = self._between()
 
     def _between(self) -> list[_Hidden]:
@@ -149,6 +151,13 @@ class PruneNeurons(Controller):
                 f"Got shape {tuple(found.shape)}."
             )
         return found.detach().cpu().double().numpy()
+
+
+def _check_score(score: Any) -> None:
+    if isinstance(score, str):
+        checks.one_of(score, "score", "PruneNeurons", ("norm",))
+    elif not (callable(score) or isinstance(score, Mapping)):
+        checks.refuse("score", "PruneNeurons", "'norm', a callable or a mapping", score)
 
 
 def _neurons(end: Layer, *, outgoing: bool) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from topogen.errors import SpecError
 from topogen_torch._rewire import Rewiring
 from topogen_torch.controllers._at_init import flow_scores
 from topogen_torch.controllers._base import Controller
-from topogen_torch.controllers._places import best, count_of
+from topogen_torch.controllers._places import best, best_within, rounded_down, whole_units
 
 __all__ = ["SynFlow"]
 
@@ -26,8 +27,9 @@ _log = logging.getLogger("topogen")
 class SynFlow(Controller):
     """Prune once, before training and without data, by synaptic flow that is measured anew in every round.
 
-    In round e = 1 ... `rounds` the units with the largest scores of all layers together stay, so many that of n at
-    first and m at last there are ``n (m / n)**(e / rounds)``, rounded; then the scores of what is left are computed.
+    In round e = 1 ... `rounds` the connections with the largest scores of all layers together stay, so many that of n
+    at first and m at last there are ``n (m / n)**(e / rounds)``, rounded; then the scores of what is left are computed.
+    Blocks and kernels stay or go as wholes, by their score over the number of their weights.
 
     Parameters
     ----------
@@ -86,17 +88,23 @@ class SynFlow(Controller):
         self._least = checks.integer(least, "least", owner, low=0)
         settings = {"density": density, "input_shape": list(self._shape), "rounds": rounds, "least": least}
         super().__init__(model, optimizer, layers=layers, settings=settings)
-        self._last = count_of(density, sum(target.possible for target in self.targets))
+        self._sizes = [math.prod(target.layer._unit) for target in self.targets]
+        possible = [target.possible for target in self.targets]
+        self._last = self._weights(whole_units(density, possible, self._sizes))
         self._refuse_impossible(density)
 
+    def _weights(self, units: Sequence[int]) -> int:
+        """Return how many weights so many units of each target have."""
+        return sum(count * size for count, size in zip(units, self._sizes, strict=True))
+
     def _refuse_impossible(self, density: float) -> None:
-        stored, possible = (sum(getattr(t, name) for t in self.targets) for name in ("stored", "possible"))
+        stored, possible = (self._weights([getattr(t, name) for t in self.targets]) for name in ("stored", "possible"))
         if self._last > stored:
             raise SpecError(
-                f"The 'density' parameter of SynFlow must be at most that of the layers, {stored / possible:.6g}, "
-                f"since pruning adds nothing. Got {density:g}."
+                f"The 'density' parameter of SynFlow must be at most that of the layers, "
+                f"{rounded_down(stored, possible)}, since pruning adds nothing. Got {density:g}."
             )
-        needed = sum(min(max(1, self._least), target.stored) for target in self.targets)
+        needed = self._weights([min(max(1, self._least), target.stored) for target in self.targets])
         if self._last < needed:
             raise SpecError(
                 f"The 'density' parameter of SynFlow must leave {max(1, self._least)} of its connections to each "
@@ -112,13 +120,18 @@ class SynFlow(Controller):
             name: torch.ones(len(layer.values), dtype=torch.bool, device=layer.values.device)
             for name, layer in layers.items()
         }
-        first = max(1, sum(target.stored for target in self.targets))
+        unit = math.gcd(*self._sizes)  # all that units of one size can make
+        first = max(1, self._weights([target.stored for target in self.targets]) // unit)
+        last = self._last // unit
         guarded = False
         for number in range(1, self._rounds + 1):
-            count = round(first * (self._last / first) ** (number / self._rounds))
+            budget = unit * round(first * (last / first) ** (number / self._rounds))
             flows = flow_scores(self.model, layers, self._shape, kept, "SynFlow")
-            scores = [flow.masked_fill(~kept[name], -1).cpu().numpy() for name, flow in flows.items()]
-            chosen, helped = self._chosen(scores, count, number)
+            scores = [
+                flow.masked_fill(~kept[name], -1).cpu().numpy() / size
+                for (name, flow), size in zip(flows.items(), self._sizes, strict=True)
+            ]
+            chosen, helped = self._chosen(scores, budget, number)
             guarded = guarded or helped
             kept = {name: torch.from_numpy(own).to(kept[name].device) for name, own in zip(kept, chosen, strict=True)}
         if guarded:
@@ -126,13 +139,13 @@ class SynFlow(Controller):
         return [Rewiring.keeping(t.layer, kept[t.name].cpu().numpy()) for t in self.targets]
 
     def _chosen(
-        self, scores: list[NDArray[np.float64]], count: int, number: int
+        self, scores: list[NDArray[np.float64]], budget: int, number: int
     ) -> tuple[list[NDArray[np.bool_]], bool]:
         """Return which units stay in each layer, the best of all and of each at least `least`, and if that mattered."""
         borders = np.cumsum([0, *map(len, scores)])
-        joint = np.concatenate(scores)
+        joint, sizes = np.concatenate(scores), np.repeat(self._sizes, [len(own) for own in scores])
         stay = np.zeros(len(joint), np.bool_)
-        stay[best(joint, count)] = True
+        stay[best_within(joint, sizes, budget)] = True
         pieces = np.split(stay, borders[1:-1])
         if not self._least:
             for target, own in zip(self.targets, pieces, strict=True):
@@ -148,5 +161,5 @@ class SynFlow(Controller):
         for begin, own in zip(borders, scores, strict=False):
             raised[begin + best(own, self._least)] = np.inf
         stay[:] = False
-        stay[best(raised, count)] = True
+        stay[best_within(raised, sizes, budget)] = True
         return np.split(stay, borders[1:-1]), True

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from topogen import checks
+from topogen.errors import TopogenError
 from topogen_torch._rewire import Rewiring
 from topogen_torch.controllers._base import Controller, Number, value_at
 from topogen_torch.controllers.criteria import magnitude
@@ -40,6 +41,8 @@ class Threshold(Controller):
     ------
     SpecError
         If a parameter is none of these.
+    TopogenError
+        At a step: if weights are NaN, or their standard deviation is not finite. Nothing is changed.
 
     Notes
     -----
@@ -97,6 +100,11 @@ class Threshold(Controller):
             size = magnitude(target.layer).double() / math.sqrt(math.prod(target.layer._unit))
             scores = self._sound(size.cpu().numpy(), target, "magnitude")
             spread = float(target.layer.values.detach().double().std(correction=0)) if len(scores) else 0.0
+            if not math.isfinite(spread):  # weights that are infinite, or whose squares are
+                raise TopogenError(
+                    f"{self._owner} changes nothing at step {step}: the standard deviation of the weights of layer "
+                    f"'{target.name}' is {spread}. A learning rate that is too large is the usual cause."
+                )
             kept = scores >= target.at("quality", step) * spread
             rewirings.append(Rewiring.keeping(target.layer, kept))
         return rewirings

@@ -109,6 +109,12 @@ def test_the_smallest_weights_go():
         np.testing.assert_array_equal(now.ravel()[kept], was.ravel()[kept])
 
 
+def test_a_random_ticket_is_drawn_by_its_seed():
+    one, same, other = (Run(score="random", rng=rng).train().model[0].pattern_hash for rng in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
 @pytest.mark.parametrize("state", ["rewind", "reset", "keep"])
 @pytest.mark.parametrize("mode", ["weights", "learning rate"])
 def test_weights_and_optimizer_state_go_back_or_stay(mode, state):
@@ -240,6 +246,10 @@ REFUSED = {
             optimizer_state=torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1).state_dict(),
         ),
         "The 'optimizer_state' parameter of rewind must be of the same optimizer. Got one of other parameters.",
+    ),
+    "rng": (
+        lambda: ticket(score="random"),
+        "The 'rng' parameter of LotteryTicket must be an int, a SeedSequence or a Generator where score='random'. Got ",
     ),
     "rewind_to": (lambda: ticket(rewind_to=4), "The 'rewind_to' parameter of LotteryTicket must be an int in [0, 3]"),
     "rounds": (lambda: ticket(rounds=0), "The 'rounds' parameter of LotteryTicket must be an int >= 1. Got 0."),

@@ -10,10 +10,13 @@ from scipy import stats
 
 from topogen_torch.controllers._places import (
     best,
+    best_within,
     count_of,
     drawn_empty,
     largest_remainders,
     nearest_to_zero,
+    rounded_down,
+    whole_units,
     without,
     worst,
 )
@@ -23,6 +26,37 @@ from topogen_torch.controllers._places import (
 def test_best_is_a_sort_by_score_and_index(scores, count):
     expected = sorted(sorted(range(len(scores)), key=lambda k: (-scores[k], k))[:count])
     assert best(np.array(scores, float), count).tolist() == expected
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.sampled_from([1, 2, 5])), max_size=20), st.integers(0, 60))
+def test_best_within_takes_one_after_the_other_as_long_as_they_fit(rows, budget):
+    scores, sizes = (np.array([row[k] for row in rows], dtype) for k, dtype in ((0, float), (1, np.int64)))
+    expected, left = [], budget
+    for k in sorted(range(len(rows)), key=lambda k: (-scores[k], k)):
+        if sizes[k] <= left:
+            expected.append(k)
+            left -= sizes[k]
+    assert best_within(scores, sizes, budget).tolist() == sorted(expected)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.sampled_from([1, 4, 9])), min_size=1, max_size=6), st.integers(1, 100))
+def test_whole_units_have_the_weights_of_the_density(rows, percent):
+    possible, sizes = ([row[k] for row in rows] for k in (0, 1))
+    counts = whole_units(percent / 100, possible, sizes)
+    weights = sum(count * size for count, size in zip(counts, sizes, strict=True))
+    exact = Fraction(percent, 100) * sum(a * b for a, b in rows)
+    assert all(0 <= count <= most for count, most in zip(counts, possible, strict=True))
+    assert abs(weights - exact) < max(sizes)
+    if sum(a for a, b in rows if b == 1) >= 9 * len(rows) and percent <= 50:
+        assert weights == round(exact)
+    assert whole_units(1.0, possible, sizes) == possible
+
+
+@given(st.integers(1, 10**9).flatmap(lambda whole: st.tuples(st.integers(1, whole), st.just(whole))))
+def test_a_density_is_named_from_below(pair):
+    part, whole = pair
+    named = Fraction(rounded_down(part, whole))
+    assert Fraction(part, whole) * Fraction(99999, 100000) < named <= Fraction(part, whole)
 
 
 @given(st.lists(st.integers(-3, 3), max_size=20), st.integers(0, 20))

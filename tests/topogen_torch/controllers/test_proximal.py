@@ -115,6 +115,26 @@ def test_strength_may_be_a_schedule_and_groups_have_their_own():
     assert model[2].values.tolist() == pytest.approx([1 - 0.2 * 0.5 * 2] * 9)
 
 
+@pytest.mark.parametrize(("strength", "shown"), [(-0.5, "-0.5"), (float("nan"), "nan")])
+def test_a_strength_that_is_none_at_a_step_changes_nothing(strength, shown):
+    model = nn.Sequential(tt.SparseLinear(np.ones((3, 3))), tt.SparseConv2d(np.ones((2, 2)), 3))
+    optimizer, before = torch.optim.SGD(model.parameters(), lr=0.1), [p.detach().clone() for p in model.parameters()]
+    groups = [{"layers": "1", "strength": lambda step: strength if step == 1 else 0.0}]
+    shrink = tt.ProximalL1(model, optimizer, strength=1.0, groups=groups)
+    message = f"The 'strength' parameter of ProximalL1 must be a finite number in [0, inf). Got {shown}."
+    with pytest.raises(SpecError, match=f"^{re.escape(message)}$"):
+        shrink.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_that_is_nan_is_not_taken_for_zero(dtype):
+    layer, optimizer = single([float("nan"), 0.01, 2.0])
+    layer.to(dtype)
+    assert tt.ProximalL1(layer, optimizer, strength=1.0, update_every=1).step()
+    assert layer.values.isnan().tolist() == [True, False]
+
+
 def test_what_cannot_be_is_refused():
     layer, optimizer = single([1.0, 2.0])
     for message, settings in {

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import topogen as tg
 import topogen_torch as tt
 from topogen.errors import SpecError, TopogenError
+from topogen_torch._rewire import places_of
 
 
 def dense_model(sizes=(12, 9, 5), seed=0):
@@ -158,6 +159,98 @@ def test_a_budget_of_kernels_and_connections_is_met():
     assert model[0].nnz % 9 == 0
 
 
+def mixed_model():
+    """Kernels of 9, connections, and blocks of 25: 216, 120 and 25 weights."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        tt.SparseConv2d(np.ones((4, 6)), 3),
+        torch.nn.Flatten(),
+        tt.SparseLinear(np.ones((24, 5))),
+        tt.BlockSparseLinear(np.ones((1, 1)), 5),
+    ).double()
+
+
+def worth_of(layer, score):
+    """What each unit is worth a weight, by hand."""
+    values = layer.values.detach().reshape(len(layer.values), -1).numpy()
+    return {
+        "magnitude": np.sqrt((values**2).mean(1)),
+        "sum": values.mean(1),
+        "inverted": -np.sqrt((values**2).mean(1)),
+    }[score]
+
+
+def units_sum(layer):
+    return layer.values.detach().reshape(len(layer.values), -1).sum(1)
+
+
+@pytest.mark.parametrize("score", ["magnitude", "sum", "inverted"])
+@pytest.mark.parametrize("percent", [1, 7, 10, 30, 50, 90, 100])
+def test_units_of_several_sizes_share_one_budget_of_connections(percent, score):
+    """One after the other, the worthiest first, as long as they fit: single connections make the number exact."""
+    model = mixed_model()
+    layers = [model[k] for k in (0, 2, 3)]
+    units = [
+        (-worth, number, unit, len(layer.values[unit].reshape(-1)))
+        for number, layer in enumerate(layers)
+        for unit, worth in enumerate(worth_of(layer, score))
+    ]
+    left = round(Fraction(percent, 100) * 361)
+    kept = [set(), set(), set()]
+    for _, number, unit, size in sorted(units):
+        if size <= left:
+            kept[number].add(unit)
+            left -= size
+    assert left == 0
+    before = [places_of(layer) for layer in layers]
+    given_score = {"magnitude": "magnitude", "sum": units_sum, "inverted": tt.inverted("magnitude")}[score]
+    tt.OneShot(model, density=percent / 100, scope="global", score=given_score).step()
+    assert sum(layer.nnz for layer in layers) == round(Fraction(percent, 100) * 361)
+    for layer, places, own in zip(layers, before, kept, strict=True):
+        assert places_of(layer).tolist() == places[sorted(own)].tolist()
+
+
+def test_little_by_little_too():
+    model = mixed_model()
+    prune = tt.GradualMagnitude(
+        model, None, density=0.1, begin_step=0, end_step=4, update_every=1, distribution="global"
+    )
+    counts = []
+    for _ in range(5):
+        prune.step()
+        counts.append(sum(model[k].nnz for k in (0, 2, 3)))
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == 36
+
+
+@pytest.mark.parametrize("distribution", ["er", "erk"])
+def test_a_rule_of_budgets_reads_weights_and_not_units(distribution):
+    """Blocks are those of a linear layer, and a list of offsets is one kernel."""
+    blocks = torch.nn.Sequential(tt.BlockSparseLinear(np.ones((6, 4)), 4), tt.SparseLinear(np.ones((16, 6))))
+    tt.OneShot(blocks, density=0.4, distribution=distribution).step()
+    wanted = tg.connection_counts([(16, 24), (6, 16)], density=0.4, distribution=distribution)
+    assert blocks[0].indices.numel() == round(wanted[0] / 16)
+    assert abs(blocks[1].nnz - wanted[1]) <= 1
+    listed = torch.nn.Sequential(tt.SparseConv2d([np.ones((4, 6))] * 9, 3), tt.SparseConv2d(np.ones((6, 5)), 1))
+    tt.OneShot(listed, density=0.4, distribution=distribution).step()
+    wanted = tg.connection_counts([(6, 4, 3, 3), (5, 6, 1, 1)], density=0.4, distribution=distribution)
+    assert [layer.nnz for layer in listed] == wanted
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "er", "erk", "global"])
+@given(st.integers(0, 99))
+def test_the_density_that_is_named_can_be_had(distribution, seed):
+    net = tg.generate(tg.ErdosRenyi(sizes=[13, 11, 7], density=[0.1 + seed % 7 / 10, 0.9 - seed % 5 / 10]), rng=seed)
+    model = tt.sparse_mlp(net)
+    with pytest.raises(SpecError, match=r"must be at most .* since pruning adds nothing. Got 0.99.$") as refusal:
+        tt.OneShot(model, density=0.99, distribution=distribution)
+    named = float(re.search(r"0\.\d+", str(refusal.value)).group())
+    stored = [layer.nnz for layer in layers_of(model)]
+    assert tt.OneShot(model, density=named, distribution=distribution).step()
+    assert all(layer.nnz <= count for layer, count in zip(layers_of(model), stored, strict=True))
+    assert sum(layer.nnz for layer in layers_of(model)) in (round(named * 220), round(named * 220) + 1)
+
+
 def test_groups_may_have_scores_of_their_own():
     model, twin = dense_model(), dense_model()
     inverse = lambda layer: -layer.values.detach().abs()  # noqa: E731
@@ -216,6 +309,46 @@ REFUSED = {
         lambda: tt.OneShot(dense_model(), density=0.5, scope="model"),
         "The 'scope' parameter of OneShot must be 'layer' or 'global'. Got 'model'.",
     ),
+    "above, together": (
+        lambda: tt.OneShot(tt.sparse_mlp(tg.generate(tg.RadixNet(systems=[[2, 2]]))), density=0.9, scope="global"),
+        "The 'density' parameter of OneShot must be at most that of the layers, 0.5, since pruning adds nothing. "
+        "Got 0.9.",
+    ),
+    "above, in a group": (
+        lambda: tt.OneShot(
+            tt.sparse_mlp(tg.generate(tg.RadixNet(systems=[[2, 2]]))),
+            density=0.1,
+            groups=[{"layers": "2", "density": 0.75}],
+        ),
+        "The 'density' parameter of OneShot must be at most the layer's own, 0.5 for '2', since pruning adds nothing. "
+        "Got 0.75.",
+    ),
+    "above, by a rule": (
+        lambda: tt.OneShot(tt.sparse_mlp(tg.generate(tg.RadixNet(systems=[[2, 2]]))), density=0.9, distribution="erk"),
+        "The 'density' parameter of OneShot must be at most 0.5 with distribution='erk', for the connections that '0' "
+        "has, since pruning adds nothing. Got 0.9.",
+    ),
+    "density of a group": (
+        lambda: tt.OneShot(dense_model(), density=0.5, groups=[{"layers": "0", "density": -1.0}]),
+        "The 'density' parameter of OneShot must be a finite number in (0, 1]. Got -1.0.",
+    ),
+    "score of a group": (
+        lambda: tt.OneShot(dense_model(), density=0.5, groups=[{"layers": "0", "score": "size"}]),
+        "The 'score' parameter of OneShot must be 'magnitude' or 'random'. Got 'size'.",
+    ),
+    "rng of a group": (
+        lambda: tt.OneShot(dense_model(), density=0.5, groups=[{"layers": "0", "score": "random"}]),
+        "The 'rng' parameter of OneShot must be an int, a SeedSequence or a Generator where score='random'. Got None.",
+    ),
+    "no score": (
+        lambda: tt.OneShot(dense_model(), density=0.5, score=3),
+        "The 'score' parameter of OneShot must be 'magnitude', 'random', a callable or a mapping. Got 3.",
+    ),
+    "scope and distribution": (
+        lambda: tt.OneShot(dense_model(), density=0.5, scope="global", distribution="erk"),
+        "The 'scope' parameter of OneShot must be 'layer' with distribution='erk', which shares the density out among "
+        "the layers. Got 'global'.",
+    ),
     "groups": (
         lambda: tt.OneShot(dense_model(), density=0.5, scope="global", groups=[{"layers": "0", "density": 0.1}]),
         "The 'groups' parameter of OneShot must be empty with scope='global'.",
@@ -238,7 +371,11 @@ REFUSED = {
     ),
     "shape of scores": (
         lambda: tt.OneShot(dense_model(), density=0.5, score=lambda layer: torch.ones(3)).step(),
-        "The 'score' parameter must give one number for each unit of '0', shape (108,). Got shape (3,).",
+        "The 'score' parameter must give a tensor of one number for each unit of '0', shape (108,). Got shape (3,).",
+    ),
+    "scores of numpy": (
+        lambda: tt.OneShot(dense_model(), density=0.5, score=lambda layer: np.ones(108)).step(),
+        "The 'score' parameter must give a tensor of one number for each unit of '0', shape (108,). Got a ndarray.",
     ),
     "schedule": (
         lambda: tt.GradualMagnitude(dense_model(), None, density=0.5, begin_step=5, end_step=4, update_every=1),

@@ -130,6 +130,18 @@ REFUSED = {
         lambda: tt.PruneNeurons(perceptron(), density=0.5, score="size"),
         "The 'score' parameter of PruneNeurons must be 'norm'. Got 'size'.",
     ),
+    "no score": (
+        lambda: tt.PruneNeurons(perceptron(), density=0.5, score=3),
+        "The 'score' parameter of PruneNeurons must be 'norm', a callable or a mapping. Got 3.",
+    ),
+    "density of a group": (
+        lambda: tt.PruneNeurons(perceptron(), density=0.5, groups=[{"layers": "0", "density": 2.0}]),
+        "The 'density' parameter of PruneNeurons must be a finite number in (0, 1]. Got 2.0.",
+    ),
+    "score of a group": (
+        lambda: tt.PruneNeurons(perceptron(), density=0.5, groups=[{"layers": "0", "score": "size"}]),
+        "The 'score' parameter of PruneNeurons must be 'norm'. Got 'size'.",
+    ),
     "nothing hidden": (
         lambda: tt.PruneNeurons(nn.Sequential(tt.SparseLinear(np.eye(3)), nn.Softmax(-1)), density=0.5),
         "The 'model' parameter of PruneNeurons must have neurons between two sparse layers of which the one is all "

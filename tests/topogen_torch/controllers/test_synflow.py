@@ -144,6 +144,20 @@ def test_convolutions_and_blocks_lose_whole_units():
     assert model[0].values.shape[1:] == (3, 3)
 
 
+@pytest.mark.parametrize("least", [0, 2])
+@pytest.mark.parametrize("density", [0.05, 0.1, 0.3, 0.7])
+def test_units_of_several_sizes_share_one_budget_of_connections(density, least):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        tt.SparseConv2d(np.ones((3, 8)), 3), nn.ReLU(), nn.Flatten(), tt.SparseLinear(np.ones((72, 12))),
+        tt.BlockSparseLinear(np.ones((3, 3)), 4),
+    )  # fmt: skip
+    tt.SynFlow(model, input_shape=[3, 5, 5], density=density, rounds=10, least=least).step()
+    layers = model[0], model[3], model[4]
+    assert sum(layer.nnz for layer in layers) == round(density * (3 * 8 * 9 + 72 * 12 + 144))
+    assert all(layer.indices.numel() >= max(least, 1) for layer in layers)
+
+
 def test_a_state_is_restored_and_another_one_refused():
     model = model_of()
     prune = tt.SynFlow(model, input_shape=[12], density=0.5, rounds=2)

@@ -74,6 +74,18 @@ def test_nan_weights_change_nothing():
     assert model[0].nnz == 108
 
 
+@pytest.mark.parametrize(("weight", "spread"), [(torch.inf, "nan"), (1e200, "inf")])
+def test_weights_without_a_standard_deviation_change_nothing(weight, spread):
+    """No weight is above NaN: without this the whole layer would go."""
+    model = model_of()
+    with torch.no_grad():
+        model[2].values[1] = weight
+    sentence = f"Threshold changes nothing at step 1: the standard deviation of the weights of layer '2' is {spread}."
+    with pytest.raises(TopogenError, match=f"^{re.escape(sentence)}"):
+        tt.Threshold(model, quality=1.0, steps=[1]).step()
+    assert [model[0].nnz, model[2].nnz] == [108, 45]
+
+
 REFUSED = {
     "order": (
         lambda: tt.Threshold(model_of(), quality=1.0, steps=[3, 3]),
