@@ -1,7 +1,8 @@
 """``python -m topogen_torch.bench``: what the block-sparse layers do on a graphics card, in one command.
 
-It measures the card's own ceilings, checks every kernel against float64, measures layers of many sizes beside dense
-ones and beside torch's own block-sparse product, and then whole training steps. torch, triton, numpy and scipy suffice.
+It measures the card's own ceilings, checks every kernel against float64, looks for the card's launch settings, measures
+layers of many sizes beside dense ones and beside torch's own block-sparse product, and whole training steps. torch,
+triton, numpy and scipy suffice.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 import topogen as tg
 from topogen import checks
 from topogen.errors import SpecError, TopogenError
+from topogen.io import replacing
 
 if TYPE_CHECKING:
     import torch
 
     from topogen_torch._gpu._results import Results
+    from topogen_torch._gpu._stages import Outcomes
 
 __all__ = ["main"]
 
 _OWNER = "topogen_torch.bench"
 _ON_CARD = {"sizes": "4096,2048,8192,1024", "blocks": "128,64,32,16", "sparsities": "50,75,90,95,99", "tokens": 8192}
-_AHEAD = 0.3  # of the budget may go into compiling several kernels at once
-_TRAINING = 0.15  # of the budget is left for training steps
 _QUICK = {"sizes": "4096", "sparsities": "90"}
 _INTERPRETED = {"sizes": "64", "blocks": "16", "sparsities": "50", "tokens": 16}
 
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 if a kernel errs by more than it may; 2 if there is nothing to run on, or an option is refused.
+        0; 1 if a kernel fails or errs by more than it may; 2 if there is nothing to run on, or an option is refused.
 
     Examples
     --------
@@ -67,8 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m {_OWNER}", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("--device", default="cuda", help="cuda or cuda:1; cpu: tiny sizes, interpreted")
     parser.add_argument("--quick", action="store_true", help="4096 neurons at 90 %% only")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file too")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables to this file too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file, as they come")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables to this file, as they come")
+    parser.add_argument("--no-tune", dest="tune", action="store_false", help="measure the settings there are already")
     parser.add_argument("--sizes", metavar="N,N,..", help="neurons of a layer; 1024 to 8192")
     parser.add_argument("--blocks", metavar="B,B,..", help="16, 32, 64 or 128")
     parser.add_argument("--sparsities", metavar="P,P,..", help="per cent of the blocks that do not exist; 50 to 99")
@@ -90,80 +92,55 @@ def _run(options: argparse.Namespace) -> int:
         "tokens": checks.integer(chosen.get("tokens", defaults["tokens"]), "--tokens", _OWNER, low=1),
         "dtype": chosen.get("dtype", "bfloat16" if on_card else "float32"),
         "budget": _seconds(options.budget),
+        "tune": options.tune and on_card,
     }
     device = _device(options.device)
     from topogen_torch._gpu._results import Results
+    from topogen_torch._gpu._workers import Workers
 
     results = Results(facts=_facts(device), settings=settings)
     print(", ".join(f"{name} {value}" for name, value in results.facts.items()), flush=True)
+    files: dict[Path | None, Callable[[], str]] = {
+        options.markdown: results.to_markdown,
+        options.json: lambda: dumps(results.to_dict(), indent=1) + "\n",
+    }
+
+    def save() -> None:
+        for path, text in files.items():
+            if path is not None:
+                with replacing(path) as file:
+                    file.write(text().encode())
+
+    save()  # a folder that cannot be written is found now
     try:
-        _measure(results, device)
+        with Workers(device) as workers:
+            _measure(results, device, workers.outcomes, save)
     finally:  # what Ctrl-C leaves holds
-        text = results.to_markdown()
-        print(f"\n{text}", flush=True)
-        if options.markdown is not None:
-            options.markdown.write_text(text)
-        if options.json is not None:
-            options.json.write_text(dumps(results.to_dict(), indent=1) + "\n")
-    return 0 if all(each.holds for each in results.accuracies) else 1
+        print(f"\n{results.to_markdown()}", flush=True)
+        save()
+    return 0 if results.holds else 1
 
 
-def _measure(results: Results, device: torch.device) -> None:
-    """Fill `results`, and print each part as it comes."""
-    import torch
+def _measure(results: Results, device: torch.device, outcomes: Outcomes, save: Callable[[], None]) -> None:
+    """Fill `results`, print and save each part as it comes."""
+    from topogen_torch._gpu._stages import stages
+    from topogen_torch._gpu._workers import Failure
 
-    from topogen_torch._gpu._accuracy import BOUNDS, TOKENS, accuracies
-    from topogen_torch._gpu._cases import cases
-    from topogen_torch._gpu._ceilings import measure_ceilings
-    from topogen_torch._gpu._results import row_line
-    from topogen_torch._gpu._timed import dense_seconds, row_of
-    from topogen_torch._gpu._training_steps import training_steps
-    from topogen_torch._gpu._warm import compile_ahead, jobs_of
-
-    settings, on_card = results.settings, device.type == "cuda"
-    tokens, dtype = settings["tokens"], getattr(torch, settings["dtype"])
-    end = perf_counter() + settings["budget"]
-    end_of_table = end - _TRAINING * settings["budget"]
-    results.ceilings = measure_ceilings(device, **({} if on_card else {"size": 64, "copied": 1 << 16}))
-    _say("ceilings measured")
-    chosen = list(cases(settings["sizes"], settings["blocks"], settings["sparsities"]))
-    checked = TOKENS if on_card else 20
-    jobs = jobs_of(settings["blocks"], list(BOUNDS), chosen, settings["dtype"], tokens, checked)
-    ahead = compile_ahead(jobs if on_card else jobs[:1], device, settings["budget"] * _AHEAD)
-    _say(f"kernels of {ahead} layers and checks compiled ahead")
-    for found in accuracies(settings["blocks"], device, tokens=checked):
-        results.accuracies.append(found)
-        if not found.holds:
-            _say(f"WRONG: {found}")
-    _say(f"{len(results.accuracies)} kernels checked against float64")
-    dense: dict[int, Any] = {}
-    for case in chosen:
-        for kernel in case.kernels:
-            if perf_counter() > end_of_table:
-                results.missing.append((case, kernel))
-                continue
-            try:
-                if case.n not in dense:
-                    dense[case.n] = dense_seconds(case.n, tokens, dtype, device)
-                results.rows.append(row_of(case, kernel, tokens, dtype, device, dense[case.n]))
-                _say(row_line(results.rows[-1], results.ceilings, results.ceiling))
-            except Exception as error:  # of whatever kind: the other cases are measured
-                results.missing.append((case, kernel))
-                _say(f"{case}, {kernel}: {type(error).__name__}: {error}")
-    block = min(settings["blocks"], key=lambda size: abs(size - 64))
-    width = min(settings["sizes"], key=lambda size: abs(size - 4096))
-    if perf_counter() < end:
-        for steps in training_steps(
-            device,
-            block=block,
-            sparsity=0.9 if on_card else 0.95,  # of 4 x 4 blocks one is left
-            width=width,
-            tokens=tokens,
-            depth=4 if on_card else 1,
-        ):
-            results.steps.append(steps)
-            _say(str(steps))
-    results.complete = not results.missing and bool(results.steps)
+    start, budget = perf_counter(), results.settings["budget"]
+    for stage in stages(results, device):
+        end = start + stage.until * budget
+        for key, found in outcomes(stage.tasks, processes=stage.processes, seconds=stage.seconds, end=end):
+            if isinstance(found, Failure):
+                results.failures.append(f"{key}: {found.text}")
+                _say(f"FAILED: {results.failures[-1]}")
+            else:
+                said = stage.take(found)
+                if said:
+                    _say(said)
+            if found is not None:
+                save()
+        _say(f"{stage.name}: done after {perf_counter() - start:.0f} s")
+    results.complete = not results.missing and bool(results.steps) and not results.failures
 
 
 def _device(name: str) -> torch.device:

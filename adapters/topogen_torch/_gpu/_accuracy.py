@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +21,7 @@ from topogen_torch._gpu._input_gradient import block_input_gradient
 from topogen_torch._gpu._launch import is_interpreted
 from topogen_torch._gpu._value_gradient import block_value_gradient
 
-__all__ = ["BOUNDS", "KERNELS", "TOKENS", "Accuracy", "accuracies"]
+__all__ = ["BOUNDS", "KERNELS", "TOKENS", "Accuracy", "accuracies", "relative_error", "unwritten_is_nan"]
 
 BOUNDS = {"float32": 1e-5, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 1.6e-2}
 """Largest relative error, ``|found - true| / |true|`` in the Frobenius norm: a few roundings of each kind of number."""
@@ -64,12 +66,23 @@ class Accuracy(NamedTuple):
 
 
 def accuracies(
-    blocks: Sequence[int], device: torch.device, *, tokens: int = TOKENS, arithmetics: Sequence[str] = tuple(BOUNDS)
-) -> Iterator[Accuracy]:
-    """Yield what every pass errs by, for random blocks and a RadiX layer, in every kind of arithmetic.
+    blocks: Sequence[int],
+    device: torch.device,
+    *,
+    tokens: int = TOKENS,
+    arithmetics: Sequence[str] = tuple(BOUNDS),
+    ways: Sequence[str] = tuple(KERNELS),
+) -> list[Accuracy]:
+    """Return what every pass errs by, for random blocks and a RadiX layer, in every kind of arithmetic.
 
     bfloat16 is not checked in Triton's interpreter, which multiplies the bits of bfloat16 as if they were numbers.
     """
+    return list(_accuracies(blocks, device, tokens, arithmetics, ways))
+
+
+def _accuracies(
+    blocks: Sequence[int], device: torch.device, tokens: int, arithmetics: Sequence[str], ways: Sequence[str]
+) -> Iterator[Accuracy]:
     nodes = _RADICES[0] * _RADICES[1]
     for block in blocks:
         cases = {
@@ -79,7 +92,8 @@ def accuracies(
         }
         for arithmetic in arithmetics:
             dtype = getattr(torch, "float32" if arithmetic == "tf32" else arithmetic)
-            for way, case in cases.items():
+            for way in ways:
+                case = cases[way]
                 if way == "batched" and arithmetic == "tf32":
                     continue  # multiplied by torch, as `torch.backends.cuda.matmul` has it
                 if arithmetic == "bfloat16" and is_interpreted():
@@ -102,10 +116,29 @@ def _errors(way: str, operands: Operands, arithmetic: str) -> Iterator[Accuracy]
     arguments = (x, values, index, bias), (grad, values, index), (x, grad, index)
     for (name, kernel), given, expected in zip(KERNELS[way], arguments, true, strict=True):
         try:
-            found = kernel(*given, **({} if way == "batched" else {"precision": precision})).double()
+            with unwritten_is_nan():
+                found = kernel(*given, **({} if way == "batched" else {"precision": precision})).double()
         except Exception as failure:  # of whatever kind: the others are checked, and this one is wrong
             _log.error("%s, blocks of %d, %s: %s: %s", name, index.block, arithmetic, type(failure).__name__, failure)
             yield Accuracy(name, index.block, arithmetic, math.nan)
             continue
-        error = torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected)
-        yield Accuracy(name, index.block, arithmetic, float(error))
+        yield Accuracy(name, index.block, arithmetic, relative_error(found, expected))
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return ``|found - expected| / |expected|`` in the Frobenius norm; NaN for NaN."""
+    found, expected = (each if each.dtype == torch.float64 else each.float() for each in (found, expected))
+    return float(torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected))
+
+
+@contextmanager
+def unwritten_is_nan() -> Generator[None]:
+    """Let torch fill what it allocates with NaN, so that a kernel which leaves something out is seen."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that some of torch's own products may not be deterministic
+        before = torch.get_deterministic_debug_mode()
+        torch.set_deterministic_debug_mode("warn")
+        try:
+            yield
+        finally:
+            torch.set_deterministic_debug_mode(before)

@@ -15,7 +15,7 @@ import topogen as tg
 from topogen_torch._gpu._index import BlockIndex
 from topogen_torch._layout import stored_index, transposed_index
 
-__all__ = ["Case", "Operands", "cases", "operands_of"]
+__all__ = ["Case", "Operands", "cases", "index_of", "operands_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """A layer's index and values, and as many batches as overflow the L2 cache together."""
+    """A layer's index and values, and so many batches that none is in the L2 cache when its turn comes again."""
 
     index: BlockIndex
     values: Tensor
@@ -100,7 +100,7 @@ def operands_of(case: Case, tokens: int, dtype: torch.dtype, device: torch.devic
         return (torch.randn(shape, generator=seeded, device=device) * scale).to(dtype)
 
     l2 = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
-    sets = 1 + l2 // (tokens * case.n * dtype.itemsize)
+    sets = 1 + 2 * l2 // (tokens * case.n * dtype.itemsize)
     values = draw(index.blocks, case.block, case.block, scale=(case.n * max(index.density, 1e-6)) ** -0.5)
     xs, grads = ([draw(tokens, case.n) for _ in range(sets)] for _ in range(2))
     return Operands(index, values, xs, grads)

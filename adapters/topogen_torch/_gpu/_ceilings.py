@@ -22,7 +22,7 @@ class Ceilings(NamedTuple):
 
     products: dict[str, float]
     copy: float
-    l2: float
+    l2: float | None  # where the reading could not be shown to be one
 
 
 @triton.jit
@@ -52,6 +52,7 @@ def measure_ceilings(device: torch.device, *, size: int = 8192, copied: int = 1 
     copied : int
         Bytes of one side of the copy: several times the L2 cache.
     """
+    _product_rate(device, size, torch.bfloat16, False)  # a card that was idle runs slowly at first
     kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
     products = {name: _product_rate(device, size, dtype, name == "tf32") for name, dtype in kinds.items()}
     return Ceilings(products, _copy_rate(device, copied), _l2_rate(device))
@@ -77,8 +78,11 @@ def _copy_rate(device: torch.device, copied: int) -> float:
     return 2 * source.nbytes / median_seconds(lambda: target.copy_(source), device)
 
 
-def _l2_rate(device: torch.device) -> float:
-    """Return the bytes/s at which all processors together read a quarter of L2 that stays there."""
+def _l2_rate(device: torch.device) -> float | None:
+    """Return the bytes/s at which all processors together read a quarter of L2 that stays there.
+
+    None if what they read does not add up: then not all of it was read.
+    """
     processors, l2, passes = 1, 1 << 18, 2
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
@@ -94,6 +98,4 @@ def _l2_rate(device: torch.device) -> float:
     seconds = median_seconds(graphed(read, device) or read, device)
     expected = passes * x.view(-1, _CHUNK).sum(0, dtype=torch.float64)
     found = sums.view(-1, _CHUNK).sum(0, dtype=torch.float64)
-    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-2):
-        raise RuntimeError("the kernel that reads the L2 cache has not read all of it")
-    return passes * x.nbytes / seconds
+    return passes * x.nbytes / seconds if torch.allclose(found, expected, rtol=1e-3, atol=1e-2) else None

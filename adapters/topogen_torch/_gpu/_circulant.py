@@ -43,7 +43,7 @@ def stored_place(t_in, j, radix, ring, SHIFT: tl.constexpr):
     return tl.where(place < 0, place + radix, place)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "radix", "place", "ring", "group"])  # the same code for every layer
 def circulant_product(
     x,
     values,
@@ -55,11 +55,11 @@ def circulant_product(
     radix,
     place,
     ring,
+    group,
     BLOCK: tl.constexpr,
     SIDE: tl.constexpr,
     TOKENS: tl.constexpr,
     DEPTH: tl.constexpr,
-    GROUP: tl.constexpr,
     SHIFT: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     WIDE: tl.constexpr,
@@ -72,7 +72,7 @@ def circulant_product(
     The tile belongs to SIDE neighbours on one ring. `t` is their place, `t_x` that of what they read.
     """
     UP: tl.constexpr = (SHIFT == 1) == TRANSPOSED  # y at t reads x at t + j, otherwise at t - j
-    tile, row = side_by_side(tl.program_id(0), tl.cdiv(tokens, TOKENS), place * tl.cdiv(ring, SIDE), GROUP)
+    tile, row = side_by_side(tl.program_id(0), tl.cdiv(tokens, TOKENS), place * tl.cdiv(ring, SIDE), group)
     residue, first = row % place, row // place * SIDE
     n, k, token = tl.arange(0, SIDE * BLOCK), tl.arange(0, DEPTH), tl.arange(0, TOKENS)
     t = first + n // BLOCK
@@ -82,7 +82,7 @@ def circulant_product(
     x_tile = x + start.to(tl.int64) * x_stride + token[:, None] * x_stride
     total = tl.zeros((TOKENS, SIDE * BLOCK), tl.float32)
     reach = tl.minimum(SIDE + radix - 1, ring)
-    lowest = first if UP else first - (radix - 1) + ring
+    lowest = first if UP else (first - (radix - 1) + ring) % ring
     for step in range(tl.cdiv(reach * BLOCK, DEPTH)):
         if DEPTH > BLOCK:
             q = step * (DEPTH // BLOCK) + k // BLOCK
@@ -90,7 +90,8 @@ def circulant_product(
         else:
             q = tl.zeros((DEPTH,), tl.int32) + step // (BLOCK // DEPTH)
             inner = step % (BLOCK // DEPTH) * DEPTH + k
-        t_x = (lowest + q) % ring
+        t_x = lowest + q  # less than twice around, where anything is read
+        t_x = tl.where(t_x < ring, t_x, t_x - ring)
         node_x = residue + place * t_x
         x_part = tl.load(x_tile + (node_x * BLOCK + inner)[None, :], mask=inside & (q < reach)[None, :], other=0.0)
         j = t_x[:, None] - t[None, :] if UP else t[None, :] - t_x[:, None]
@@ -114,7 +115,7 @@ def circulant_product(
     tl.store(y_tile, total.to(y.dtype.element_ty), mask=inside & exists[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "radix", "place", "ring", "blocks"])
 def circulant_sampled_product(
     x,
     grad,
@@ -129,7 +130,6 @@ def circulant_sampled_product(
     BLOCK: tl.constexpr,
     SIDE: tl.constexpr,
     TOKENS: tl.constexpr,
-    SPLIT: tl.constexpr,
     SHIFT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -144,7 +144,7 @@ def circulant_sampled_product(
     t_out = (lowest + q) % ring
     node = residue + place * t_in
     part = tl.program_id(1)
-    begin, end = part_of_tokens(part, tokens, TOKENS, SPLIT)
+    begin, end = part_of_tokens(part, tl.num_programs(1), tokens, TOKENS)
     skipped = begin.to(tl.int64)
     feature_in, feature_out = node * BLOCK + n % BLOCK, (residue + place * t_out) * BLOCK + n % BLOCK
     x_tile = x + skipped * x_stride + token[:, None] * x_stride + feature_in[None, :]
@@ -292,8 +292,8 @@ def circulant_value_gradient(
         circulant_sampled_product[(tiles, split)](
             x, grad, parts, tokens, x.stride(0), grad.stride(0),
             circulant.radix, circulant.place, circulant.ring, index.blocks,
-            BLOCK=block, SIDE=config.blocks, TOKENS=config.tokens, SPLIT=split, SHIFT=circulant.shift,
-            PRECISION=precision, num_warps=config.warps, num_stages=config.stages,
+            BLOCK=block, SIDE=config.blocks, TOKENS=config.tokens, SHIFT=circulant.shift, PRECISION=precision,
+            num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
     return found if split == 1 else add_parts(parts, found)
 
@@ -312,9 +312,9 @@ def _product(
     with beside(x):
         circulant_product[(triton.cdiv(tokens, config.tokens) * rows,)](
             x, values, values if bias is None else bias, y, tokens, x.stride(0), y.stride(0),
-            circulant.radix, circulant.place, circulant.ring,
-            BLOCK=block, SIDE=config.blocks, TOKENS=config.tokens, DEPTH=config.depth, GROUP=config.group,
-            SHIFT=circulant.shift, TRANSPOSED=owner == "circulant_input_gradient", WIDE=values.numel() >= 2**31,
+            circulant.radix, circulant.place, circulant.ring, config.group,
+            BLOCK=block, SIDE=config.blocks, TOKENS=config.tokens, DEPTH=config.depth, SHIFT=circulant.shift,
+            TRANSPOSED=owner == "circulant_input_gradient", WIDE=values.numel() >= 2**31,
             BIAS=bias is not None, ACTIVATION=activation or "none", PRECISION=precision,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip

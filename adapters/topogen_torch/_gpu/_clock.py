@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["graphed", "median_seconds", "seconds_of"]
+__all__ = ["captures_are_sound", "graphed", "median_seconds", "seconds_of"]
 
 Call = Callable[[], Any]
+
+_broken: list[str] = []  # why captures failed in this process
 
 
 def seconds_of(call: Call, number: int, device: torch.device) -> float:
@@ -61,7 +63,13 @@ def graphed(call: Call, device: torch.device) -> Call | None:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             call()
-    except RuntimeError:  # something in it waits for the device
+    except RuntimeError as error:  # something in it waits for the device
+        _broken.append(str(error))
         torch.cuda.synchronize(device)
         return None
     return graph.replay
+
+
+def captures_are_sound() -> bool:
+    """Whether no capture has failed in this process: torch's memory and random numbers may take it for unfinished."""
+    return not _broken

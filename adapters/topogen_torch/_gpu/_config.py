@@ -13,7 +13,10 @@ import torch
 
 from topogen import checks
 
-__all__ = ["ACTIVATIONS", "PRECISIONS", "Activation", "Config", "Pass", "Precision", "checked_config", "default_config"]
+__all__ = [
+    "ACTIVATIONS", "PRECISIONS", "Activation", "Config", "Pass", "Precision", "checked_config", "default_config",
+    "fitted",
+]  # fmt: skip
 
 Activation = Literal["relu", "gelu"]
 ACTIVATIONS: tuple[Activation | None, ...] = (None, "relu", "gelu")
@@ -31,6 +34,8 @@ PRECISIONS: tuple[Precision, ...] = ("tf32", "ieee")
 
 A100_SHARED_BYTES = 166_912
 H200_PROCESSORS = 132
+
+_BESIDE = 2**23  # bytes of activations that programs side by side read: they stay in L2 with all that passes through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,16 +111,49 @@ def default_config(
     exact = dtype == torch.float32 and precision == "ieee"
     if kind.endswith("value_gradient"):
         config = _gradient_tiles(kind, block, dtype.itemsize, exact, density * n_out / block)
-        per_program = config.blocks if kind == "value_gradient" else config.blocks**2
-        programs = max(1, round(n_in * n_out * density / block**2 / per_program))
-        split = min(-(-2 * processors // programs), max(1, tokens // 512))
-        config = replace(config, split_k=split)
     else:
         config = _product_tiles(kind, block, dtype.itemsize, exact)
-        config = replace(config, tokens=min(config.tokens, max(16, _power_above(tokens))))
+    config = fitted(
+        config, kind, block=block, dtype=dtype, n_in=n_in, n_out=n_out, density=density, tokens=tokens,
+        processors=processors,
+    )  # fmt: skip
     while config.stages > 2 and _shared_bytes(kind, config, block, dtype.itemsize) > shared_bytes:
         config = replace(config, stages=config.stages - 1)
     return config
+
+
+def fitted(
+    config: Config,
+    kind: Pass,
+    *,
+    block: int,
+    dtype: torch.dtype,
+    n_in: int,
+    n_out: int,
+    density: float,
+    tokens: int,
+    processors: int,
+) -> Config:
+    """Return the same tiles, cut to the size of a layer, in as many parts and such an order as suits it.
+
+    Parameters
+    ----------
+    config : Config
+        Whose `split_k` and `group` do not matter.
+    kind, block, dtype, n_in, n_out, density, tokens, processors
+        As for `default_config`.
+    """
+    if not kind.endswith("value_gradient"):
+        rows = min(config.tokens, max(16, _power_above(tokens)))
+        read = rows * (n_out if kind.endswith("input_gradient") else n_in) * dtype.itemsize
+        return replace(config, tokens=rows, group=max(1, min(16, _power_above(_BESIDE // read + 1) // 2)))
+    blocks = config.blocks
+    if kind == "value_gradient":
+        blocks = min(blocks, _power_above(round(density * n_out / block)))
+    per_program = blocks if kind == "value_gradient" else blocks**2
+    programs = max(1, round(n_in * n_out * density / block**2 / per_program))
+    split = min(-(-2 * processors // programs), max(1, tokens // 512))
+    return replace(config, blocks=blocks, split_k=split)
 
 
 def _product_tiles(kind: Pass, block: int, itemsize: int, exact: bool) -> Config:
@@ -128,7 +166,9 @@ def _product_tiles(kind: Pass, block: int, itemsize: int, exact: bool) -> Config
         depth=64 if itemsize == 2 else 32,  # 128 bytes of a row a step: a whole cache line
         blocks=side,
         warps=8 if width > 32 else 4,
-        stages=4 if kind.startswith("circulant") else 6,
+        # With three steps of a square tile on their way, and two of a narrow one, a processor of an H200 holds two
+        # programs or three: while one waits for its index or writes its result, another multiplies.
+        stages=3 if kind.startswith("circulant") else 6 if width > 64 else 4,
     )
 
 

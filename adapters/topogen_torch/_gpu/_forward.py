@@ -83,8 +83,8 @@ def block_forward(
         block_product[(triton.cdiv(tokens, config.tokens) * rows,)](
             x, values, values if bias is None else bias, y,
             index.indptr_t, index.indices_t, index.permutation, index.order_t,
-            tokens, x.stride(0), y.stride(0), rows,
-            BLOCK=block, TOKENS=config.tokens, DEPTH=config.depth, GROUP=config.group, TRANSPOSED=False,
+            tokens, x.stride(0), y.stride(0), rows, config.group,
+            BLOCK=block, TOKENS=config.tokens, DEPTH=config.depth, TRANSPOSED=False,
             WIDE=values.numel() >= 2**31, BIAS=bias is not None, ACTIVATION=activation or "none", PRECISION=precision,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip

@@ -69,8 +69,8 @@ def block_input_gradient(
         block_product[(triton.cdiv(tokens, config.tokens) * rows,)](
             grad, values, values, found,
             index.indptr, index.indices, index.indices, index.order,
-            tokens, grad.stride(0), found.stride(0), rows,
-            BLOCK=block, TOKENS=config.tokens, DEPTH=config.depth, GROUP=config.group, TRANSPOSED=True,
+            tokens, grad.stride(0), found.stride(0), rows, config.group,
+            BLOCK=block, TOKENS=config.tokens, DEPTH=config.depth, TRANSPOSED=True,
             WIDE=values.numel() >= 2**31, BIAS=False, ACTIVATION="none", PRECISION=precision,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip

@@ -14,14 +14,14 @@ __all__ = ["activated", "block_product", "side_by_side"]
 
 
 @triton.jit
-def side_by_side(program, tiles, rows, GROUP: tl.constexpr):
-    """Return the token tile and the row of a program: GROUP token tiles run over all rows before the next ones do.
+def side_by_side(program, tiles, rows, group):
+    """Return the token tile and the row of a program: `group` token tiles run over all rows before the next ones do.
 
     Programs that run at the same time then share both the activations of their tiles and the values of their rows.
     """
-    first = program // (GROUP * rows) * GROUP
-    beside = tl.minimum(tiles - first, GROUP)
-    within = program % (GROUP * rows)
+    first = program // (group * rows) * group
+    beside = tl.minimum(tiles - first, group)
+    within = program % (group * rows)
     return first + within % beside, within // beside
 
 
@@ -35,7 +35,7 @@ def activated(total, ACTIVATION: tl.constexpr):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "rows", "group"])  # the same code for every layer
 def block_product(
     x,
     values,
@@ -49,10 +49,10 @@ def block_product(
     x_stride,
     y_stride,
     rows,
+    group,
     BLOCK: tl.constexpr,
     TOKENS: tl.constexpr,
     DEPTH: tl.constexpr,
-    GROUP: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     WIDE: tl.constexpr,
     BIAS: tl.constexpr,
@@ -65,7 +65,7 @@ def block_product(
     the block of x that each reads, and in `places` where its values stand; TRANSPOSED reads them in their own order and
     turns each block. WIDE: the values need int64 offsets.
     """
-    tile, place_in_order = side_by_side(tl.program_id(0), tl.cdiv(tokens, TOKENS), rows, GROUP)
+    tile, place_in_order = side_by_side(tl.program_id(0), tl.cdiv(tokens, TOKENS), rows, group)
     row = tl.load(order + place_in_order)
     first, last = tl.load(pointers + row), tl.load(pointers + row + 1)
     start = tile * TOKENS

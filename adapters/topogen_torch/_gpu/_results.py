@@ -9,30 +9,45 @@ from typing import Any
 from topogen_torch._gpu._accuracy import BOUNDS, Accuracy
 from topogen_torch._gpu._cases import Case
 from topogen_torch._gpu._ceilings import Ceilings
+from topogen_torch._gpu._goals import goal_lines
 from topogen_torch._gpu._timed import Row
 from topogen_torch._gpu._training_steps import Steps
+from topogen_torch._gpu._tune import Tuned
 
 __all__ = ["Results", "row_line"]
 
 _HEADER = [
-    "n", "b", "pattern", "kernel", "forward ms", "both ms", "TFLOP/s", "of the ceiling", "of the copy",
-    "forward, dense", "both, dense", "forward, BSR",
+    "n", "b", "pattern", "kernel", "forward ms", "dx ms", "dw ms", "both ms", "TFLOP/s", "of the ceiling",
+    "of the copy", "of L2", "forward, dense", "both, dense", "forward, BSR",
 ]  # fmt: skip
 _NOT = "not measured"
 
 
 @dataclass(slots=True, kw_only=True)
 class Results:
-    """What was measured so far; `missing` is what the budget cut."""
+    """What was measured so far, of what was `planned`."""
 
     facts: dict[str, str]
     settings: dict[str, Any]
     ceilings: Ceilings | None = None
     accuracies: list[Accuracy] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
-    missing: list[tuple[Case, str]] = field(default_factory=list)
+    planned: list[tuple[Case, str]] = field(default_factory=list)
+    tuned: list[Tuned] = field(default_factory=list)
     steps: list[Steps] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     complete: bool = False
+
+    @property
+    def missing(self) -> list[tuple[Case, str]]:
+        """What failed, or was not begun within the budget."""
+        found = {(row.case, row.kernel) for row in self.rows}
+        return [each for each in self.planned if each not in found]
+
+    @property
+    def holds(self) -> bool:
+        """Whether all that was checked was right; a task that failed has shown nothing."""
+        return not self.failures and all(each.holds for each in (*self.accuracies, *self.rows))
 
     @property
     def ceiling(self) -> float | None:
@@ -47,9 +62,11 @@ class Results:
             "complete": self.complete,
             "ceilings": None if self.ceilings is None else self.ceilings._asdict(),
             "accuracies": [each._asdict() | {"holds": each.holds} for each in self.accuracies],
-            "rows": [asdict(row) | {"rate": row.rate} for row in self.rows],
+            "tuned": [each._asdict() | {"config": asdict(each.config)} for each in self.tuned],
+            "rows": [asdict(row) | {"rate": row.rate, "holds": row.holds} for row in self.rows],
             "not measured": [asdict(case) | {"kernel": kernel} for case, kernel in self.missing],
             "steps": [each._asdict() for each in self.steps],
+            "failures": self.failures,
         }
 
     def to_markdown(self) -> str:
@@ -59,24 +76,31 @@ class Results:
     def _lines(self) -> Iterator[str]:
         yield ", ".join(f"{name} {value}" for name, value in self.facts.items())
         yield ""
-        yield from _ceiling_lines(self.ceilings)
-        yield ""
-        yield from _accuracy_lines(self.accuracies)
-        yield ""
         settings = self.settings
         yield (
-            f"Square layers, {settings['dtype']}, {settings['tokens']} tokens; medians of CUDA graphs. `both` is the "
-            "forward pass and both gradients; a ratio is how many times as fast as what it names, `of the copy` the "
-            "share of the copy rate if no byte moved twice."
+            f"Square layers, {settings['dtype']}, {settings['tokens']} tokens; medians of graphs. `dx` and `dw` are "
+            "the gradients of input and values, `both` is the forward pass with them; a ratio is how many times as "
+            "fast as what it names, `of the copy` the share of the copy rate if no byte moved twice, "
+            "`of L2` that of its rate by what the programs read and write."
         )
         yield ""
         yield from _table_head(_HEADER)
-        for row in self.rows:
+        for row in sorted(self.rows, key=lambda row: row.case.n):
             yield row_line(row, self.ceilings, self.ceiling)
         for case, kernel in self.missing:
             yield f"| {case.n} | {case.block} | {case.name} | {kernel} |" + f" {_NOT} |" * (len(_HEADER) - 4)
         yield ""
+        yield from _tuned_lines(self.tuned)
+        yield from _ceiling_lines(self.ceilings)
+        yield ""
+        yield from _accuracy_lines(self.accuracies)
+        yield ""
         yield from _step_lines(self.steps)
+        yield ""
+        yield from goal_lines(self.rows, self.ceilings)
+        for text in self.failures:
+            yield ""
+            yield f"**Failed:** {text}"
         if not self.complete:
             yield ""
             yield "Stopped before everything was measured."
@@ -89,14 +113,18 @@ def row_line(row: Row, ceilings: Ceilings | None, ceiling: float | None) -> str:
         str(row.case.block),
         row.case.name,
         row.kernel,
-        _figure(row.forward * 1e3),
-        _figure(row.both * 1e3),
+        *(_figure(seconds * 1e3) for seconds in (row.forward, row.input_gradient, row.value_gradient, row.both)),
         _figure(row.rate / 1e12),
         _NOT if ceiling is None else f"{100 * row.rate / ceiling:.3g} %",
         _NOT if ceilings is None else f"{100 * row.bytes / row.both / ceilings.copy:.3g} %",
+        _NOT
+        if ceilings is None or ceilings.l2 is None or row.through_l2 is None
+        else f"{100 * row.through_l2 / row.both / ceilings.l2:.3g} %",
         f"{_figure(row.dense.forward / row.forward)}x",
-        f"{_figure(row.dense.both / row.both)}x",
-        _NOT if row.bsr_forward is None else f"{_figure(row.bsr_forward / row.forward)}x",
+        f"{_figure(row.dense.both / row.both)}x{'' if row.holds else ' **WRONG**'}",
+        _NOT
+        if row.bsr is None
+        else f"{_figure(row.bsr.forward / row.forward)}x{'' if row.bsr.as_graph else ', launched'}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -109,7 +137,17 @@ def _ceiling_lines(ceilings: Ceilings | None) -> Iterator[str]:
     for name, rate in ceilings.products.items():
         yield f"| dense product, {name} | {_figure(rate / 1e12)} TFLOP/s |"
     yield f"| copy, bytes read and written | {_figure(ceilings.copy / 1e12)} TB/s |"
-    yield f"| reading L2 | {_figure(ceilings.l2 / 1e12)} TB/s |"
+    yield f"| reading L2 | {_NOT if ceilings.l2 is None else f'{_figure(ceilings.l2 / 1e12)} TB/s'} |"
+
+
+def _tuned_lines(tuned: list[Tuned]) -> Iterator[str]:
+    if not tuned:
+        return
+    yield from _table_head(["tuned for this card", "settings", "times as fast as before"])
+    for each in tuned:
+        settings = ", ".join(f"{name} {value}" for name, value in asdict(each.config).items())
+        yield f"| {each.key} | {settings} | {_figure(each.default_seconds / each.seconds)} |"
+    yield ""
 
 
 def _accuracy_lines(accuracies: list[Accuracy]) -> Iterator[str]:

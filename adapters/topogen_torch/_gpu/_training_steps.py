@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -15,7 +15,10 @@ from topogen_torch._block import BlockSparseLinear
 from topogen_torch._gpu._cases import Case
 from topogen_torch._gpu._clock import graphed, median_seconds
 
-__all__ = ["Steps", "training_steps"]
+__all__ = ["KINDS", "MODELS", "Steps", "training_steps"]
+
+MODELS = ("MLP", "transformer")
+KINDS = ("dense", "sparse")
 
 _WARM_UP = 5
 
@@ -52,37 +55,33 @@ class _Attention(nn.Module):
 
 
 def training_steps(
-    device: torch.device, *, block: int, sparsity: float, width: int, tokens: int, depth: int = 4
-) -> Iterator[Steps]:
-    """Yield the steps of an MLP of `width` neurons and of a transformer a quarter as wide, dense first.
+    model: str, kind: str, device: torch.device, *, block: int, sparsity: float, width: int, tokens: int, depth: int
+) -> Steps:
+    """Measure the steps of one of `MODELS`, the MLP of `width` neurons, the transformer a quarter as wide; of `KINDS`.
 
     float32 weights, bfloat16 products by autocast on a CUDA device, Adam, mean squared error to fixed random targets.
     """
 
-    def sparse(n_in: int, n_out: int) -> nn.Module:
+    def linear(n_in: int, n_out: int) -> nn.Module:
+        if kind == "dense":
+            return nn.Linear(n_in, n_out, device=device)
         side = max(n_in, n_out)
         blocks = Case(side, block, "random", sparsity).blocks()[: n_in // block, : n_out // block]
         return BlockSparseLinear(blocks, block, device=device)
 
-    def dense(n_in: int, n_out: int) -> nn.Module:
-        return nn.Linear(n_in, n_out, device=device)
-
     narrow, length = max(width // 4, block), min(512, tokens)
 
-    def mlp(linear: Linear) -> nn.Module:
+    def mlp() -> nn.Module:
         return nn.Sequential(*(part for _ in range(depth) for part in (linear(width, width), nn.ReLU())))
 
-    def transformer(linear: Linear) -> nn.Module:
+    def transformer() -> nn.Module:
         heads = max(1, narrow // 64)
         return nn.Sequential(*(_Attention(linear, narrow, heads).to(device) for _ in range(depth)))
 
-    models = {
-        f"MLP, {depth} x {width}": (mlp, (tokens, width)),
-        f"transformer, {depth} x {narrow}": (transformer, (tokens // length, length, narrow)),
-    }
-    for name, (build, shape) in models.items():
-        for kind, linear in (("dense", dense), ("sparse", sparse)):
-            yield _steps(name, kind, lambda build=build, linear=linear: build(linear), shape, device)
+    if model == "MLP":
+        return _steps(f"MLP, {depth} x {width}", kind, mlp, (tokens, width), device)
+    shape = tokens // length, length, narrow
+    return _steps(f"transformer, {depth} x {narrow}", kind, transformer, shape, device)
 
 
 def _steps(name: str, kind: str, build: Callable[[], nn.Module], shape: tuple[int, ...], device: torch.device) -> Steps:

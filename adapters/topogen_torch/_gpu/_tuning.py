@@ -1,8 +1,8 @@
 """Launch settings that were measured on a card, from the table that is shipped and from the user's own.
 
 A table is JSON: card name -> key of a pass -> the fields of a `Config`. A key names the pass, the block, the dtype
-(``tf32`` for float32 on tensor cores), the least of `DENSITIES` that is not below the layer's, and size and tokens
-rounded up to powers of two. What was measured on one card is never taken on another.
+(``tf32`` for float32 on tensor cores), the least of `DENSITIES` that the layer's does not pass by more than a
+hundredth, and size and tokens rounded up to powers of two. What was measured on one card is never taken on another.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from topogen.io import replacing
-from topogen_torch._gpu._config import Config, Pass, Precision
+from topogen_torch._gpu._config import Config, Pass, Precision, fitted
 from topogen_torch._gpu._index import BlockIndex
 
 __all__ = ["DENSITIES", "cache_file", "config_for", "keep", "key_of", "tuned"]
@@ -33,19 +34,21 @@ DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 Table = dict[str, dict[str, Config]]
 
 _SHIPPED = "tuned.json"
+_KEY = re.compile(r"(.+) density<=(\S+) size<=(\d+) tokens<=(\d+)")
 _log = logging.getLogger("topogen")
 _noticed: set[str] = set()
 
 
 def config_for(kind: Pass, index: BlockIndex, dtype: torch.dtype, tokens: int, precision: Precision) -> Config | None:
-    """Return what was measured for such a pass on the index's card; None, and one notice for the card, if nothing was.
+    """Return what was measured for such a pass on the index's card, at this density and size or the nearest to them.
 
-    Only a card is looked up: elsewhere there is nothing to tune.
+    None if nothing was, and one notice where nothing is known of the card. Only a card is looked up: elsewhere there is
+    nothing to tune.
     """
     if index.device.type != "cuda":
         return None
     return _found(
-        _name(index.device), kind, index.block, dtype, index.density, index.n_in, index.n_out, tokens, precision
+        *_card(index.device), kind, index.block, dtype, index.density, index.n_in, index.n_out, tokens, precision
     )
 
 
@@ -60,7 +63,7 @@ def key_of(
     >>> key_of("forward", 64, torch.bfloat16, 0.1, 4096, 4096, 8000)
     'forward block=64 bfloat16 density<=0.1 size<=4096 tokens<=8192'
     """
-    bound = next((bound for bound in DENSITIES if density <= bound), 1.0)
+    bound = next((bound for bound in DENSITIES if density <= 1.01 * bound), 1.0)  # a tenth of the blocks, rounded up
     size, rows = (1 << max(0, math.ceil(math.log2(max(1.0, number)))) for number in (math.sqrt(n_in * n_out), tokens))
     name = "tf32" if dtype == torch.float32 and precision == "tf32" else str(dtype).removeprefix("torch.")
     return f"{kind} block={block} {name} density<={bound:g} size<={size} tokens<={rows}"
@@ -101,8 +104,8 @@ def cache_file() -> Path:
 
 @lru_cache(maxsize=4096)
 def _found(
-    card: str, kind: Pass, block: int, dtype: torch.dtype, density: float, n_in: int, n_out: int, tokens: int,
-    precision: Precision,
+    card: str, processors: int, kind: Pass, block: int, dtype: torch.dtype, density: float, n_in: int, n_out: int,
+    tokens: int, precision: Precision,
 ) -> Config | None:  # fmt: skip
     known = tuned(card)
     if not known and card not in _noticed:
@@ -112,12 +115,36 @@ def _found(
             "'topogen bench --tune' measures better ones on it and keeps them.",
             card,
         )
-    return known.get(key_of(kind, block, dtype, density, n_in, n_out, tokens, precision))
+    key = key_of(kind, block, dtype, density, n_in, n_out, tokens, precision)
+    nearest = _nearest(known, key)
+    if nearest is None or nearest == key:
+        return None if nearest is None else known[key]
+    return fitted(
+        known[nearest], kind, block=block, dtype=dtype, n_in=n_in, n_out=n_out, density=density, tokens=tokens,
+        processors=processors,
+    )  # fmt: skip
+
+
+def _nearest(known: Mapping[str, Config], key: str) -> str | None:
+    """Return the key of the same pass, block and dtype at the nearest density, size and number of tokens."""
+    pass_, *wanted = _parts(key)
+
+    def distance(other: str) -> float:
+        return sum(abs(math.log2(one / another)) for one, another in zip(_parts(other)[1:], wanted, strict=True))
+
+    return min((other for other in known if _parts(other)[0] == pass_), key=distance, default=None)
+
+
+def _parts(key: str) -> tuple[Any, ...]:
+    """Return what `key_of` made of pass, block and dtype, and its three numbers."""
+    found = _KEY.fullmatch(key)
+    return (found[1], *map(float, found.groups()[1:])) if found else (None,)
 
 
 @lru_cache(maxsize=16)
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device)
+def _card(device: torch.device) -> tuple[str, int]:
+    properties = torch.cuda.get_device_properties(device)
+    return properties.name, properties.multi_processor_count
 
 
 @lru_cache(maxsize=1)

@@ -24,13 +24,13 @@ _CHUNK = 1024  # entries that a program of `sum_of_parts` adds
 
 
 @triton.jit
-def part_of_tokens(part, tokens, TOKENS: tl.constexpr, SPLIT: tl.constexpr):
-    """Return where one of SPLIT parts of the tokens begins and ends: whole tiles, but for the last one."""
-    each = tl.cdiv(tl.cdiv(tokens, TOKENS), SPLIT) * TOKENS
+def part_of_tokens(part, parts, tokens, TOKENS: tl.constexpr):
+    """Return where one of several parts of the tokens begins and ends: whole tiles, but for the last one."""
+    each = tl.cdiv(tl.cdiv(tokens, TOKENS), parts) * TOKENS
     return part * each, tl.minimum(part * each + each, tokens)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "rows", "blocks"])  # the same code for every layer
 def sampled_product(
     x,
     grad,
@@ -46,7 +46,6 @@ def sampled_product(
     BLOCK: tl.constexpr,
     SIDE: tl.constexpr,
     TOKENS: tl.constexpr,
-    SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Write the gradient of SIDE blocks of one input block, summed over one part of the tokens.
@@ -63,7 +62,7 @@ def sampled_product(
         here = entry < last
         column = tl.load(columns + entry, mask=here, other=0)
         part = tl.program_id(1)
-        begin, end = part_of_tokens(part, tokens, TOKENS, SPLIT)
+        begin, end = part_of_tokens(part, tl.num_programs(1), tokens, TOKENS)
         skipped = begin.to(tl.int64)
         x_tile = x + skipped * x_stride + token[:, None] * x_stride + (row * BLOCK + i)[None, :]
         grad_tile = grad + skipped * grad_stride + token[None, :] * grad_stride + (column * BLOCK + n % BLOCK)[:, None]
@@ -80,13 +79,13 @@ def sampled_product(
         tl.store(found_tile, total.to(found.dtype.element_ty), mask=here[:, None])
 
 
-@triton.jit
-def sum_of_parts(parts, found, size, SPLIT: tl.constexpr, CHUNK: tl.constexpr):
-    """Add up SPLIT float32 parts, the first one first, and round once."""
+@triton.jit(do_not_specialize=["number"])
+def sum_of_parts(parts, found, size, number, CHUNK: tl.constexpr):
+    """Add up a number of float32 parts, the first one first, and round once."""
     entry = tl.program_id(0).to(tl.int64) * CHUNK + tl.arange(0, CHUNK)
     inside = entry < size
     total = tl.zeros((CHUNK,), tl.float32)
-    for part in range(SPLIT):
+    for part in range(number):
         total += tl.load(parts + part * size.to(tl.int64) + entry, mask=inside, other=0.0)
     tl.store(found + entry, total.to(found.dtype.element_ty), mask=inside)
 
@@ -140,7 +139,7 @@ def block_value_gradient(
         sampled_product[(rows * triton.cdiv(index.most, config.blocks), split)](
             x, grad, parts, index.indptr, index.indices, index.order,
             tokens, x.stride(0), grad.stride(0), rows, index.blocks,
-            BLOCK=block, SIDE=config.blocks, TOKENS=config.tokens, SPLIT=split, PRECISION=precision,
+            BLOCK=block, SIDE=config.blocks, TOKENS=config.tokens, PRECISION=precision,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
     return found if split == 1 else add_parts(parts, found)
@@ -162,5 +161,5 @@ def add_parts(parts: Tensor, found: Tensor) -> Tensor:
     """Write the sum of ``parts[0], parts[1], ...``, float32, into `found` and return it. ``4 S + e`` bytes an entry."""
     size = found.numel()
     with beside(found):
-        sum_of_parts[(triton.cdiv(size, _CHUNK),)](parts, found, size, SPLIT=parts.shape[0], CHUNK=_CHUNK)
+        sum_of_parts[(triton.cdiv(size, _CHUNK),)](parts, found, size, parts.shape[0], CHUNK=_CHUNK)
     return found

@@ -34,7 +34,7 @@ def test_layers_can_be_made_without_numba():
         "tt.report, tt.sparse_mlp, tt.RigL\n"
         "import importlib.util, topogen_torch._gpu._tuning\n"
         "if importlib.util.find_spec('triton'):\n"
-        "    import topogen_torch._gpu._tune, topogen_torch._gpu._training_steps, topogen_torch._gpu._results\n"
+        "    import topogen_torch._gpu._stages\n"
     )
     assert process.returncode == 0, process.stderr
 

