@@ -34,6 +34,16 @@ _Schedule = Annotated[
     str | None,
     typer.Option(metavar="NAME|{N: F}", help="cosine, linear, constant, or factors after epochs, '{30: 0.1}'; cosine."),
 ]
+_Baseline = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--baseline",
+        metavar="NAME",
+        help="A further twin; may come several times. narrow: dense, with as many parameters; random: as many "
+        "connections in each layer; shuffled, inverted: the method, with its scores dealt out anew or turned round; "
+        "dense; static.",
+    ),
+]
 _Threads = Annotated[
     int | None, typer.Option(metavar="N", help="CPU threads; as many as torch takes (digits: 1).")
 ]  # fmt: skip
@@ -56,7 +66,8 @@ def train(
         typer.Option(
             metavar="METHOD",
             help="What changes the connections, with settings: 'rigl(update_every=50)'. Moving them: set, rigl, snfs; "
-            "pruning: cubic, movement, l1; pruning before training: oneshot, synflow, neurons.",
+            "pruning: cubic, movement, l1, threshold, lottery; pruning before training: oneshot, snip, grasp, synflow, "
+            "neurons.",
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="20 by default.")] = None,
@@ -75,6 +86,7 @@ def train(
         bool | None,
         typer.Option("--twins/--no-twins", help="Train a dense twin beside it, and a random or a static one, or not."),
     ] = None,
+    baseline: _Baseline = None,
     threads: _Threads = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="As Fabric's accelerator; cpu by default.")] = None,
     devices: Annotated[int | None, typer.Option(metavar="N", help="Processes on each machine; 1.")] = None,
@@ -98,6 +110,7 @@ def train(
         "data": data, "spec": spec, "method": method, "epochs": epochs, "batch_size": batch_size,
         "accumulate": accumulate, "optimizer": optimizer, "lr": lr, "schedule": schedule, "momentum": momentum,
         "weight_decay": weight_decay, "seed": seed, "repeats": repeats, "twins": twins, "threads": threads,
+        "baselines": baseline,
         "device": device, "devices": devices, "nodes": nodes, "precision": precision, "loggers": logger,
     }  # fmt: skip
     chosen = _parsed({name: value for name, value in given.items() if value is not None})
@@ -131,7 +144,8 @@ def prune(
         str | None,
         typer.Option(
             metavar="METHOD",
-            help="How, with settings: oneshot, 'cubic(end=0.5)', movement, l1, synflow or neurons; oneshot.",
+            help="How, with settings: oneshot, 'cubic(end=0.5)', movement, l1, threshold, lottery, snip, grasp, "
+            "synflow or neurons; oneshot.",
         ),
     ] = None,
     data: Annotated[
@@ -147,6 +161,7 @@ def prune(
     weight_decay: Annotated[float | None, typer.Option(metavar="D", help="As the run.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="S", help="Of the first repeat; as the run.")] = None,
     repeats: Annotated[int | None, typer.Option(metavar="R", help="Seeds to train with; 1.")] = None,
+    baseline: _Baseline = None,
     threads: _Threads = None,
     logger: _Logger = None,
     out: _Out = None,
@@ -160,7 +175,7 @@ def prune(
     given = {
         "data": data, "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr,
         "schedule": schedule, "momentum": momentum, "weight_decay": weight_decay, "seed": seed, "threads": threads,
-        "loggers": logger,
+        "loggers": logger, "baselines": baseline or (),
     }  # fmt: skip
     chosen = _parsed(
         {name: value for name, value in given.items() if value is not None} | {"method": method or "oneshot"}
@@ -168,6 +183,8 @@ def prune(
     _check_folder(data_dir, _PRUNE)
     if density is not None:
         chosen["method"] = {**chosen["method"], "density": density}
+    if takes(chosen["method"]["name"], "at"):  # what is trained need not be trained again first
+        chosen["method"] = {"at": [0.0], **chosen["method"]}
     if takes(chosen["method"]["name"], "scope"):  # of a sparse net, some layers may be sparser than that already
         chosen["method"] = {"scope": "global", **chosen["method"]}
     weights = source / "weights.safetensors" if source.is_dir() else source
@@ -216,7 +233,13 @@ def _parsed(chosen: dict[str, Any]) -> dict[str, Any]:
     """Return the options that are expressions as what they say."""
     from topogen_torch._training._method_text import method_from_text, schedule_from_text
 
-    readers = {"spec": _spec, "method": method_from_text, "schedule": schedule_from_text, "loggers": tuple}
+    readers = {
+        "spec": _spec,
+        "method": method_from_text,
+        "schedule": schedule_from_text,
+        "loggers": tuple,
+        "baselines": tuple,
+    }
     return {name: readers[name](value) if name in readers else value for name, value in chosen.items()}
 
 
@@ -320,5 +343,7 @@ def _check_unchanged(settings: Any, chosen: dict[str, Any], out: Path | None, re
 
 
 def _options(names: Sequence[str]) -> str:
-    typed = ("--logger" if name == "loggers" else f"--{name.replace('_', '-')}" for name in names)
+    typed = (
+        f"--{name.removesuffix('s') if name in ('loggers', 'baselines') else name.replace('_', '-')}" for name in names
+    )
     return ", ".join(f"'{option}'" for option in typed)

@@ -22,6 +22,9 @@ _COLOURS = {
     "dense": "#444444",
     "random": "#d55e00",
     "static": "#009e73",
+    "narrow": "#cc79a7",
+    "shuffled": "#e69f00",
+    "inverted": "#56b4e9",
 }  # told apart by the colour-blind too
 
 

@@ -28,11 +28,11 @@ class Board:
     ----------
     console : Console
     epochs : int
-        Of each model.
+        Of each model, where nothing else is said of it.
     """
 
     def __init__(self, console: Console, epochs: int) -> None:
-        self._console, self._epochs = console, epochs
+        self._console, self._usual, self._epochs = console, epochs, epochs
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -57,9 +57,10 @@ class Board:
         if self._live:
             self._live.stop()
 
-    def start(self, name: str, *, layers: bool) -> Callable[[int, int, float, float], None]:
+    def start(self, name: str, *, layers: bool, epochs: int | None = None) -> Callable[[int, int, float, float], None]:
         """Begin with a model, showing what becomes of its layers or not; return what `train` calls after every step."""
         self._name, self._layers = name, layers
+        self._epochs = self._usual if epochs is None else epochs
         self._task = self._bars.add_task(name, total=None, epoch=0, epochs=self._epochs, loss="-", accuracy="-")
         shown = 0.0
 

@@ -17,14 +17,24 @@ from torch import Tensor, nn
 
 import topogen as tg
 from topogen.errors import FormatError
+from topogen_torch import narrow_sizes
 from topogen_torch._layers import SparseLinear
 from topogen_torch._stack import SparseSequential, sparse_mlp
 from topogen_torch._training._methods import apply_once, is_dynamic, is_once, make_method
-from topogen_torch._training._settings import Settings
+from topogen_torch._training._settings import SCORED, Settings
 from topogen_torch._training._train import Method
 from topogen_torch.data import DataSet
 
-__all__ = ["START", "Member", "members", "method_of", "model_from_weights", "model_of", "topology_of"]
+__all__ = [
+    "START",
+    "Member",
+    "follows_method",
+    "members",
+    "method_of",
+    "model_from_weights",
+    "model_of",
+    "topology_of",
+]
 
 START = "start.safetensors"  # in a run's folder: the weights that it begins with
 _INITIAL = 101  # names, below a member's seed, the draw of its initial weights; `_exact` has 100
@@ -46,9 +56,10 @@ class Member(NamedTuple):
 
 
 def members(settings: Settings) -> Iterator[Member]:
-    """Yield the trainings of a run, in order."""
+    """Yield the trainings of a run, in order; of each seed the sparse one comes first."""
+    kinds = dict.fromkeys(("sparse", *(_twins(settings) if settings.twins else ()), *settings.baselines))
     for repeat in range(settings.repeats):
-        for kind in ("sparse", *(_twins(settings) if settings.twins else ())):
+        for kind in kinds:
             yield Member(kind, settings.seed + repeat)
 
 
@@ -58,6 +69,11 @@ def _twins(settings: Settings) -> tuple[str, ...]:
     if is_dynamic(settings.method):
         return ("dense", "static")
     return ("dense", "random") if settings.method is None or is_once(settings.method) else ("dense",)
+
+
+def follows_method(member: Member) -> bool:
+    """Whether a member is changed by the run's method, or by what the method has to beat."""
+    return member.kind in ("sparse", *SCORED)
 
 
 def topology_of(settings: Settings, member: Member) -> tg.Topology:
@@ -70,36 +86,49 @@ def topology_of(settings: Settings, member: Member) -> tg.Topology:
     return tg.generate(tg.ErdosRenyi(sizes=net.sizes, density=density), rng=member.seed)
 
 
-def model_of(settings: Settings, member: Member, data: DataSet, start: Path | None = None) -> nn.Module:
+def model_of(
+    settings: Settings,
+    member: Member,
+    data: DataSet,
+    start: Path | None = None,
+    trained: nn.Module | None = None,
+) -> nn.Module:
     """Return a member's model as its training begins.
 
     Its weights are those of the file `start`, where the run begins with weights, or drawn for the actual fan-in, with
-    biases 0; a method that prunes once has pruned them.
+    biases 0; a method that prunes once has pruned them. A twin that is to be as large as the sparse model looks at what
+    became of that, `trained`; without it, at what it begins with.
     """
     if member.kind == "dense":
         assert settings.spec is not None
         with _initial_draws(member):
             return _dense_mlp(settings.spec.sizes)
-    if member.kind == "random" and settings.method is not None:
-        return _random_like(model_of(settings, Member("sparse", member.seed), data, start), member)
+    if member.kind == "narrow" or (member.kind == "random" and (settings.method or settings.start)):
+        like = trained or model_of(settings, Member("sparse", member.seed), data, start)
+        with _initial_draws(member):
+            return _narrow_like(like) if member.kind == "narrow" else _random_like(like, member)
     if settings.start is not None:
         assert start is not None
         model: nn.Module = model_from_weights(start, settings.start)
     else:
         with _initial_draws(member):
             model = sparse_mlp(topology_of(settings, member))
-    if member.kind == "sparse" and is_once(settings.method):
-        apply_once(settings.method, model, data, seed=member.seed)
+    if follows_method(member) and is_once(settings.method):
+        apply_once(settings.method, model, data, seed=member.seed, baseline=_baseline(member))
     return model
 
 
 def method_of(settings: Settings, member: Member, data: DataSet) -> Method | None:
     """Return the method that accompanies a member's training."""
-    if member.kind != "sparse" or settings.method is None or is_once(settings.method):
+    if not follows_method(member) or settings.method is None or is_once(settings.method):
         return None
     if callable(settings.method):
         return settings.method
-    return make_method(settings.method, data, epochs=settings.epochs, seed=member.seed)
+    return make_method(settings.method, data, epochs=settings.epochs, seed=member.seed, baseline=_baseline(member))
+
+
+def _baseline(member: Member) -> str | None:
+    return member.kind if member.kind in SCORED else None
 
 
 def model_from_weights(path: Path, digest: str | None = None) -> SparseSequential:
@@ -162,11 +191,25 @@ def _by_number(name: str) -> list[Any]:
 
 def _random_like(model: nn.Module, member: Member) -> nn.Module:
     """Return a net with as many connections in each layer, elsewhere, and weights of its own."""
-    layers = [module for module in model.modules() if isinstance(module, SparseLinear)]
-    sizes = (layers[0].in_features, *(layer.out_features for layer in layers))
-    net = tg.generate(tg.ErdosRenyi(sizes=sizes, density=tuple(layer.density for layer in layers)), rng=member.seed)
-    with _initial_draws(member):
-        return sparse_mlp(net)
+    density = tuple(layer.density for layer in _sparse_layers(model))
+    return sparse_mlp(tg.generate(tg.ErdosRenyi(sizes=_sizes(model), density=density), rng=member.seed))
+
+
+def _narrow_like(model: nn.Module) -> nn.Module:
+    """Return a dense net with as many parameters; with one neuron a hidden layer where that is more already."""
+    sizes = _sizes(model)
+    least = sum((n_in + 1) * n_out for n_in, n_out in pairwise((sizes[0], *(1 for _ in sizes[1:-1]), sizes[-1])))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return _dense_mlp(narrow_sizes(sizes, parameters=max(parameters, least))[0])
+
+
+def _sparse_layers(model: nn.Module) -> list[SparseLinear]:
+    return [module for module in model.modules() if isinstance(module, SparseLinear)]
+
+
+def _sizes(model: nn.Module) -> tuple[int, ...]:
+    layers = _sparse_layers(model)
+    return (layers[0].in_features, *(layer.out_features for layer in layers))
 
 
 @contextmanager

@@ -18,8 +18,8 @@ import yaml
 
 import topogen as tg
 from topogen.errors import FormatError, SpecError
+from topogen_torch._training._given import unknown
 from topogen_torch._training._method_text import method_from_text
-from topogen_torch._training._methods import unknown
 from topogen_torch._training._settings import Settings
 
 __all__ = ["KEYS", "read_recipe", "recipe_text"]

@@ -17,6 +17,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 import topogen as tg
+from topogen import checks
 from topogen.io import replacing
 from topogen_torch._layers import SparseLinear
 from topogen_torch._reports._report import report
@@ -24,10 +25,18 @@ from topogen_torch._training._curve import draw_curves
 from topogen_torch._training._descent import make_optimizer
 from topogen_torch._training._epoch import Epoch, LayerState
 from topogen_torch._training._loggers import Logger, check_loggers, open_loggers
-from topogen_torch._training._members import START, Member, members, method_of, model_of, topology_of
-from topogen_torch._training._methods import is_once
+from topogen_torch._training._members import (
+    START,
+    Member,
+    follows_method,
+    members,
+    method_of,
+    model_of,
+    topology_of,
+)
+from topogen_torch._training._methods import epochs_of, is_once
 from topogen_torch._training._recipe import recipe_text
-from topogen_torch._training._settings import Settings, check_sizes, launched_from_outside, read_settings
+from topogen_torch._training._settings import SCORED, Settings, check_sizes, launched_from_outside, read_settings
 from topogen_torch._training._show import Show
 from topogen_torch._training._train import train
 from topogen_torch.data import DataSet
@@ -36,6 +45,7 @@ __all__ = ["execute"]
 
 _OWNER = "topogen train"
 Histories = dict[Member, list[Epoch]]
+Connections = dict[str, int]  # of each kind of member at the end of its first training
 
 
 def execute(
@@ -86,12 +96,12 @@ def execute(
         fabric.launch()
         fabric.barrier()
     if fabric.world_size > 1 and not from_outside:
-        histories = _launched(fabric, folder, data)
+        histories, connections = _launched(fabric, folder, data)
     else:
-        histories = _train_members(fabric, settings, folder, data, show)
+        histories, connections = _train_members(fabric, settings, folder, data, show)
     if is_first:
         draw_curves(histories, folder / "learning_curve.png", title=f"{data.name}: {settings.spec or 'from weights'}")
-        show.results(histories, tg.load(folder / "topology.npz").sizes)
+        show.results(histories, connections, tg.load(folder / "topology.npz").sizes)
     return histories
 
 
@@ -108,7 +118,14 @@ def _begin(
     sample = torch.from_numpy(data.test_x[: settings.batch_size])
     state = "adam" if settings.optimizer.startswith("adam") else "momentum" if settings.momentum else "sgd"
     layers = report(model, sample, optimizer=state, break_even=False)
+    if "narrow" in settings.baselines and len(net.sizes) == 2:
+        checks.refuse(
+            "--baseline", _OWNER, "another one for a network without hidden layers, which cannot be narrower", "narrow"
+        )
     _check_method(settings, first, data, model)
+    for member in members(settings):
+        if member.kind in SCORED and member.seed == first.seed:
+            _check_method(settings, member, data, model_of(settings, member, data, source or folder / START))
 
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     for leftover in folder.rglob(".topogen-*.tmp"):  # of a process that was killed while it wrote
@@ -141,24 +158,28 @@ def _check_method(settings: Settings, member: Member, data: DataSet, model: nn.M
         method(model, optimizer, settings.epochs * -(-len(data.train_y) // settings.batch_size))
 
 
-def _launched(fabric: Fabric, folder: Path, data: DataSet) -> Histories:
+def _launched(fabric: Fabric, folder: Path, data: DataSet) -> tuple[Histories, Connections]:
     """Train in several processes; Fabric hands neither frozen objects on to them nor back."""
     parts = {field.name: getattr(data, field.name) for field in fields(data)}
-    found: list[Any] = cast(Any, fabric.launch)(_in_process, folder, parts)  # typed as if it took no arguments
-    return {Member(kind, seed): [Epoch.from_dict(row) for row in rows] for kind, seed, rows in found}
+    rows, connections = cast(Any, fabric.launch)(_in_process, folder, parts)  # typed as if it took no arguments
+    return {Member(kind, seed): [Epoch.from_dict(row) for row in own] for kind, seed, own in rows}, connections
 
 
-def _in_process(fabric: Fabric, folder: Path, parts: dict[str, Any]) -> list[Any]:
+def _in_process(fabric: Fabric, folder: Path, parts: dict[str, Any]) -> tuple[list[Any], Connections]:
     """Train in one of several processes, from what the folder says."""
     settings = read_settings(folder)
     torch.set_num_threads(settings.threads)
     show = Show(silent=not fabric.is_global_zero)
-    histories = _train_members(fabric, settings, folder, DataSet(**parts), show)
-    return [[*member, [row.to_dict() for row in rows]] for member, rows in histories.items()]
+    histories, connections = _train_members(fabric, settings, folder, DataSet(**parts), show)
+    return [[*member, [row.to_dict() for row in rows]] for member, rows in histories.items()], connections
 
 
-def _train_members(fabric: Fabric, settings: Settings, folder: Path, data: DataSet, show: Show) -> Histories:
+def _train_members(
+    fabric: Fabric, settings: Settings, folder: Path, data: DataSet, show: Show
+) -> tuple[Histories, Connections]:
     histories: Histories = {}
+    connections: Connections = {}
+    trained: nn.Module | None = None  # the sparse model of this seed
     with show.progress(settings.epochs) as board:
         for member in members(settings):
             rows = histories.setdefault(member, [])
@@ -177,7 +198,8 @@ def _train_members(fabric: Fabric, settings: Settings, folder: Path, data: DataS
                 for logger in loggers:
                     logger.log(row)
 
-            model, method = model_of(settings, member, data, folder / START), method_of(settings, member, data)
+            model = model_of(settings, member, data, folder / START, trained)
+            method = method_of(settings, member, data)
             try:
                 train(
                     model,
@@ -194,16 +216,29 @@ def _train_members(fabric: Fabric, settings: Settings, folder: Path, data: DataS
                     seed=member.seed,
                     fabric=fabric,
                     checkpoint=folder / "checkpoints" / f"{member.name}.pt",
-                    on_step=board.start(str(member), layers=method is not None),
+                    on_step=board.start(str(member), layers=method is not None, epochs=_epochs(settings, member, data)),
                     on_epoch=on_epoch,
                 )
             finally:
                 for logger in loggers:
                     logger.close()
+            trained = model if member.kind == "sparse" else trained
+            connections.setdefault(member.kind, _connections(model))
             if member == next(members(settings)) and fabric.is_global_zero:
                 state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
                 _write(folder / "weights.safetensors", to_safetensors(state))
-    return histories
+    return histories, connections
+
+
+def _epochs(settings: Settings, member: Member, data: DataSet) -> int:
+    """Return how many epochs a member's training has."""
+    method = settings.method if follows_method(member) else None
+    return epochs_of(method, settings.epochs, -(-len(data.train_y) // settings.batch_size))
+
+
+def _connections(model: nn.Module) -> int:
+    """Return how many weights a model has, biases not counted."""
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if not name.endswith("bias"))
 
 
 def _metrics(histories: Histories) -> str:

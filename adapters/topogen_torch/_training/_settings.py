@@ -16,13 +16,16 @@ import topogen as tg
 from topogen import checks
 from topogen.errors import FormatError, SpecError
 from topogen_torch._training._descent import OPTIMIZERS, check_schedule
+from topogen_torch._training._given import unknown
 from topogen_torch._training._loggers import LOGGERS
-from topogen_torch._training._methods import checked_method
+from topogen_torch._training._methods import checked_method, is_dynamic, score_baselines
 from topogen_torch.data import DataSet, check_name
 
-__all__ = ["DEFAULTS", "FORMAT", "Settings", "launched_from_outside", "read_settings"]
+__all__ = ["BASELINES", "DEFAULTS", "FORMAT", "SCORED", "Settings", "launched_from_outside", "read_settings"]
 
 FORMAT = "topogen run 2"
+SCORED = ("shuffled", "inverted")  # what a method's scores have to beat
+BASELINES = ("dense", "narrow", "random", "static", *SCORED)
 _OWNER = "topogen train"
 
 # What is trained where nothing else is asked for. Each spec was chosen by measuring; the first layer has one input a
@@ -80,6 +83,10 @@ class Settings:
         Whether to train twins beside it: a dense one (same sizes), and a static one. Of a method that moves connections
         that is the same topology, left alone; without a method a random one with as many connections in each layer. A
         method that prunes has the dense twin only.
+    baselines : tuple of {"dense", "narrow", "random", "static", "shuffled", "inverted"}
+        Twins to train beside these: "narrow" is dense with as many parameters as the net has in the end, in narrower
+        hidden layers; "random" has as many connections in each layer as the net has in the end; "shuffled" and
+        "inverted" follow the method with its scores dealt out anew within each layer, or turned round.
     threads : int >= 1
         CPU threads.
     device, precision : str
@@ -105,6 +112,7 @@ class Settings:
     seed: int = 0
     repeats: int = 1
     twins: bool = True
+    baselines: tuple[str, ...] = ()
     threads: int
     device: str = "cpu"
     precision: str = "32-true"
@@ -127,8 +135,30 @@ class Settings:
         checks.instance(self.twins, "--twins", _OWNER, bool)
         if self.method is not None and not callable(self.method):
             object.__setattr__(self, "method", checked_method(self.method, _OWNER))
+        object.__setattr__(self, "baselines", self._checked_baselines())
         loggers = checks.row(self.loggers, "--logger", _OWNER, "a sequence of names")
         object.__setattr__(self, "loggers", tuple(checks.one_of(one, "--logger", _OWNER, LOGGERS) for one in loggers))
+
+    @property
+    def possible_baselines(self) -> tuple[str, ...]:
+        """Return the baselines that a run with this method, or with these weights to begin with, can have."""
+        names = ("narrow", "random") if self.start is not None else ("dense", "narrow", "random")
+        begins_sparse = callable(self.method) or is_dynamic(self.method)  # left alone, a dense start is a dense twin
+        return (*names, *(("static",) if begins_sparse else ()), *score_baselines(self.method))
+
+    def _checked_baselines(self) -> tuple[str, ...]:
+        """Return the baselines, each once."""
+        given = checks.row(self.baselines, "--baseline", _OWNER, "a sequence of names")
+        for name in given:
+            if name not in BASELINES:
+                nearest = unknown(name, BASELINES)
+                raise SpecError(f"The '--baseline' parameter of {_OWNER} must be a baseline ({nearest}). Got {name!r}.")
+            if name not in self.possible_baselines:
+                where = f"for the method {self.method['name']!r}" if isinstance(self.method, Mapping) else "here"
+                where = "without a method" if self.method is None else where
+                allowed = " or ".join(map(repr, self.possible_baselines))
+                raise SpecError(f"The '--baseline' parameter of {_OWNER} must be {allowed} {where}. Got {name!r}.")
+        return tuple(dict.fromkeys(given))
 
     def check_fits(self, data: DataSet) -> None:
         """Refuse a spec whose first or last size, or a batch size, that the data cannot have."""
@@ -139,6 +169,7 @@ class Settings:
     def fabric(self) -> Fabric:
         """Return the Fabric that these settings ask for; SpecError where this machine has none of the kind."""
         processes = self.devices * self.nodes
+        self._check_launched(processes)
         strategy = "auto" if processes == 1 else "ddp" if launched_from_outside() else "ddp_spawn"
         try:
             return Fabric(
@@ -151,13 +182,27 @@ class Settings:
                 f"Got {self.device!r} and {self.precision!r}: {' '.join(str(error).split())}"
             ) from None
 
+    def _check_launched(self, processes: int) -> None:
+        """Refuse what would wait for processes that nobody starts."""
+        if self.nodes > 1 and not launched_from_outside():
+            checks.refuse(
+                "--nodes", _OWNER, "1 where no launcher has started the processes", self.nodes,
+                hint=f"torchrun --nnodes {self.nodes} --nproc-per-node {self.devices} --no-python topogen train ... "
+                "starts them, on each machine; for more processes on this one there is --devices.",
+            )  # fmt: skip
+        if launched_from_outside() and int(os.environ["WORLD_SIZE"]) != processes:
+            raise SpecError(
+                f"The '--devices' and '--nodes' parameters of {_OWNER} must make the {os.environ['WORLD_SIZE']} "
+                f"processes that the launcher has started. Got {self.devices} times {self.nodes}."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as numbers, strings, lists and mappings; a method that is a function by its name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["spec"] = None if self.spec is None else json.loads(tg.spec_to_json(self.spec))
         if callable(self.method):
             values["method"] = {"function": getattr(self.method, "__qualname__", type(self.method).__name__)}
-        return values | {"loggers": list(self.loggers)}
+        return values | {name: list(getattr(self, name)) for name in ("baselines", "loggers")}
 
     def to_json(self) -> str:
         """Return the settings as JSON."""

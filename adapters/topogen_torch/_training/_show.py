@@ -72,7 +72,9 @@ class Show:
             task = progress.add_task(description, total=total)
             yield lambda done: progress.update(task, advance=1, description=f"{description}: {done}")
 
-    def results(self, histories: Mapping[Member, Sequence[Epoch]], sizes: Sequence[int]) -> None:
+    def results(
+        self, histories: Mapping[Member, Sequence[Epoch]], connections: Mapping[str, int], sizes: Sequence[int]
+    ) -> None:
         """Print test accuracy and time of every model, and the connections that it has at the end."""
         self.heading("test accuracy after the last epoch")
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -82,12 +84,11 @@ class Show:
         possible = sum(n_in * n_out for n_in, n_out in pairwise(sizes))
         for kind in dict.fromkeys(member.kind for member in histories):
             runs = [rows for member, rows in histories.items() if member.kind == kind]
-            connections = sum(layer.stored for layer in runs[0][-1].layers) or possible
             seconds = statistics.mean(sum(row.seconds for row in rows) for rows in runs)
             table.add_row(
                 "sparse" if kind == "sparse" else f"{kind} twin",
-                f"{connections:,}",
-                f"{100 * connections / possible:.4g} %",
+                f"{connections[kind]:,}",
+                f"{100 * connections[kind] / possible:.4g} %",
                 accuracy_text([rows[-1].test_accuracy for rows in runs]),
                 f"{seconds:.1f} s",
             )

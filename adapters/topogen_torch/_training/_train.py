@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ from topogen import checks
 from topogen.errors import FormatError, SpecError, TopogenError
 from topogen_torch._training._checkpoint import load_checkpoint, save_checkpoint
 from topogen_torch._training._descent import check_schedule, make_optimizer, rate_at
-from topogen_torch._training._epoch import Epoch, layer_states
+from topogen_torch._training._epoch import Epoch, LayerState, layer_states
 from topogen_torch._training._exact import Interrupt, draws, own_randomness
-from topogen_torch.controllers import Controller
+from topogen_torch._training._rounds import Rounds
+from topogen_torch.controllers import Controller, LotteryTicket
 from topogen_torch.data import DataSet
 
 __all__ = ["Epoch", "Method", "evaluate", "train"]
@@ -116,6 +117,8 @@ def train(
         On all parameters: L2 penalty; of "adamw" decoupled.
     method : callable, optional
         ``method(model, optimizer, steps)`` returns the controller whose ``step()`` is called after the optimizer's.
+        Where it is a `LotteryTicket` of ``round_steps=steps``, `epochs` are those of its first round; in the others
+        images, random numbers and learning rate go back with it.
     seed : int >= 0
         Of the order of the images and of what the model itself draws (dropout). Both are derived from the seed and
         the epoch alone. How the model is initialised is the caller's.
@@ -133,7 +136,8 @@ def train(
     Returns
     -------
     list of Epoch
-        All of them, those before a resumption included.
+        All of them, those before a resumption included. At the end of a ticket's round the model is judged before it
+        is pruned and goes back.
 
     Raises
     ------
@@ -169,6 +173,7 @@ def train(
     steps_per_epoch = math.ceil(n_train / batch_size)
     steps = epochs * steps_per_epoch
     run = _Run(model, descent, method(model, descent, steps) if method else None, fabric, forward)
+    rounds = Rounds.of(run.controller, steps)
     del forward  # only the run has it, so that it can be replaced
     identity = settings | _description(run, data) if checkpoint else {}
     progress = _Progress()
@@ -177,40 +182,44 @@ def train(
         for row in progress.history if on_epoch else ():
             on_epoch(Epoch.from_dict(row))  # pyright: ignore[reportOptionalCall]
 
-    first = progress.step
+    drawn = -1
     order = noise = np.empty(0, np.int64)
     with Interrupt(enabled=checkpoint is not None) as interrupt, own_randomness(fabric.device) as reseed:
-        for step in range(first, steps):
-            epoch, i = divmod(step, steps_per_epoch)
-            if i == 0 or step == first:
+        for step in range(progress.step, rounds.steps):
+            position = rounds.position(step)
+            epoch, i = divmod(position, steps_per_epoch)
+            if epoch != drawn or i == 0:
                 order, noise = draws(seed, epoch, n_train, steps_per_epoch)
+                drawn = epoch
                 run.forward.train()
             start = time.perf_counter()
             batch = order[i * batch_size : (i + 1) * batch_size]
-            rate = rate_at(schedule, lr, step, steps, steps_per_epoch)
+            rate = rate_at(schedule, lr, position, steps, steps_per_epoch)
             for group in descent.param_groups:
                 group["lr"] = rate
             reseed(int(noise[i]) + fabric.global_rank)
             mine = torch.from_numpy(batch[fabric.global_rank :: fabric.world_size]).to(fabric.device)
             stepper.zero_grad()
             loss, hits = _backward(run, train_x[mine], train_y[mine], len(batch), accumulate)
-            progress.loss += _finite(loss, epoch, rate)
+            progress.loss += _finite(loss, len(progress.history), rate)
             progress.hits += hits
             run.stepped = False
             stepper.step()
+            epoch_ends, seen = i == steps_per_epoch - 1, i * batch_size + len(batch)
+            seen -= max(0, i - rounds.done(step)) * batch_size  # a later round may begin within an epoch
+            judged = _judge(run, test_x, test_y) if rounds.ends(step) else None
             _rewire(run)
             progress.step = step + 1
-            progress.seconds += time.perf_counter() - start
+            progress.seconds += time.perf_counter() - start - (judged.seconds if judged else 0.0)
             if on_step:
-                seen = (i * batch_size + len(batch)) / fabric.world_size
-                on_step(progress.step, steps, progress.loss / seen, progress.hits / seen)
+                mine_seen = seen / fabric.world_size
+                on_step(progress.step, rounds.steps, progress.loss / mine_seen, progress.hits / mine_seen)
 
-            stop, epoch_ends = _any(fabric, interrupt.requested), i == steps_per_epoch - 1
+            stop = _any(fabric, interrupt.requested)
             if epoch_ends:
                 loss_sum, hit_sum = _summed(fabric, progress.loss, progress.hits)
-                tested = evaluate(run.forward, test_x, test_y, fabric=fabric)
-                layers = layer_states(model, run.controller)
-                row = Epoch(epoch + 1, rate, loss_sum / n_train, hit_sum / n_train, *tested, progress.seconds, layers)
+                number, (_, tested, layers) = len(progress.history) + 1, judged or _judge(run, test_x, test_y)
+                row = Epoch(number, rate, loss_sum / seen, hit_sum / seen, *tested, progress.seconds, layers)
                 progress = _Progress(step=progress.step, history=[*progress.history, row.to_dict()])
                 if on_epoch:
                     on_epoch(row)
@@ -219,6 +228,21 @@ def train(
             if stop:
                 raise KeyboardInterrupt
     return [Epoch.from_dict(row) for row in progress.history]
+
+
+class _Judged(NamedTuple):
+    """What is known of a model after an epoch."""
+
+    seconds: float  # that finding it out took
+    tested: tuple[float, float]
+    layers: tuple[LayerState, ...]
+
+
+def _judge(run: _Run, test_x: Tensor, test_y: Tensor) -> _Judged:
+    start = time.perf_counter()
+    tested = evaluate(run.forward, test_x, test_y, fabric=run.fabric)
+    layers = layer_states(run.model, run.controller)
+    return _Judged(time.perf_counter() - start, tested, layers)
 
 
 @torch.no_grad()
@@ -274,7 +298,7 @@ def _rewire(run: _Run) -> None:
     """Let the method take its step."""
     if run.controller is None:
         return
-    if not run.stepped:
+    if not run.stepped and not isinstance(run.controller, LotteryTicket):  # that one counts the schedule's steps
         run.controller.forget()
         return
     before = [parameter.shape for parameter in run.model.parameters()]

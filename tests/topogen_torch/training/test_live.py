@@ -36,6 +36,19 @@ def test_a_file_gets_a_line_an_epoch() -> None:
     assert shown(terminal=False, layers=False).splitlines() == lines[:1]
 
 
+def test_a_model_may_have_more_epochs_than_the_others() -> None:
+    text = io.StringIO()
+    with Board(Console(file=text, width=140), 4) as board:
+        board.start("sparse, seed 0", layers=False, epochs=11)
+        board.epoch(ROW)
+        board.start("dense, seed 0", layers=False)
+        board.epoch(ROW)
+    assert [line.partition(": ")[2].partition("  ")[0] for line in text.getvalue().splitlines()] == [
+        "epoch 2/11",
+        "epoch 2/4",
+    ]
+
+
 def test_a_terminal_gets_a_bar_and_a_table() -> None:
     text = shown(terminal=True, layers=True)
     assert "epoch 2/4" in text

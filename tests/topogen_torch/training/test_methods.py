@@ -14,11 +14,13 @@ from torch import nn
 import topogen as tg
 import topogen_torch as tt
 from topogen.errors import SpecError
+from topogen_torch._training import _builders
 from topogen_torch._training._method_text import method_from_text, schedule_from_text
 from topogen_torch._training._methods import (
     METHODS,
     apply_once,
     checked_method,
+    epochs_of,
     is_dynamic,
     is_once,
     make_method,
@@ -31,6 +33,7 @@ from topogen_torch._training._train import train
 NEEDED = {
     "cubic": {"density": 0.25}, "movement": {"density": 0.25}, "oneshot": {"density": 0.25},
     "synflow": {"density": 0.25, "rounds": 5}, "l1": {"strength": 0.01}, "neurons": {"density": 0.5},
+    "threshold": {"quality": 1.0}, "lottery": {"rounds": 2}, "snip": {"density": 0.25}, "grasp": {"density": 0.25},
 }  # fmt: skip
 WHILE = [name for name in METHODS if not is_once({"name": name})]
 
@@ -57,7 +60,7 @@ def start_of(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("name", WHILE)
 def test_every_method_trains_and_resumes_exactly(name: str, tmp_path: Any) -> None:
-    every = {} if name in ("cubic", "movement") else {"update_every": 3}
+    every = {"update_every": 3} if name in ("set", "rigl", "snfs", "l1") else {}
     method = make_method(settings_of(name, **every), DATA, epochs=3, seed=4)
     whole, model = start_of(name), start_of(name)
     history = train(whole, DATA, method=method, **KW)
@@ -65,12 +68,15 @@ def test_every_method_trains_and_resumes_exactly(name: str, tmp_path: Any) -> No
     if is_dynamic({"name": name}):
         assert sum(after) == sum(before)
         assert any(layer.explored > layer.density for layer in history[-1].layers)
-    elif name == "l1":
-        assert sum(after) < sum(before)
+    elif name in ("l1", "threshold"):
+        assert 0 < sum(after) < sum(before)
+    elif name == "lottery":
+        assert after == [round(0.8**2 * count) for count in before]
+        assert len(history) == 3 * 3
     else:
         assert after == [round(0.25 * count) for count in before]
     settings: dict[str, Any] = {**KW, "method": method, "checkpoint": tmp_path / "run.pt"}
-    for step in (4, STEPS + 2):
+    for step in (4, STEPS + 2, *((3 * STEPS, 7 * STEPS + 1) if name == "lottery" else ())):
         with pytest.raises(KeyboardInterrupt):
             train(start_of(name), DATA, on_step=Stopper(step), **settings)
     train(model, DATA, **settings)
@@ -94,6 +100,51 @@ def test_what_prunes_once_is_exact_and_repeatable(score: str, baseline: str | No
     apply_once(settings_of("oneshot", scope="global"), other, DATA, seed=1)
     same = first.state_dict()["0.pattern_hash"].tolist() == other.state_dict()["0.pattern_hash"].tolist()
     assert same == (score == "magnitude" and baseline is None)
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp"])
+def test_snip_and_grasp_score_all_layers_together_on_ten_images_a_class(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    original = _builders.cross_entropy
+
+    def watched(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(logits.shape))
+        return original(logits, labels)
+
+    monkeypatch.setattr(_builders, "cross_entropy", watched)
+    model = dense_network()
+    apply_once(settings_of(name), model, DATA, seed=0)
+    assert seen == [(40, 4)]
+    assert sum(counts(model)) == round(0.25 * sum(counts(dense_network())))
+    assert counts(model) != [round(0.25 * count) for count in counts(dense_network())]
+    other = dense_network()
+    apply_once(settings_of("oneshot", score=name, scope="global"), other, DATA, seed=0)
+    same = other.state_dict()["0.pattern_hash"].tolist() == model.state_dict()["0.pattern_hash"].tolist()
+    assert same == (name == "snip")  # of GraSP the logits are divided by 200, as its authors do
+
+
+def test_shares_of_the_schedule() -> None:
+    model = dense_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for at, steps in ((0.25, [25]), ([0, 0.5, 1], [1, 50, 100])):
+        method = make_method(settings_of("threshold", at=at), DATA, epochs=10, seed=0)
+        assert method(model, optimizer, 100).state_dict()["settings"]["steps"] == steps
+    fraction = {"shape": "linear", "initial": 0.5, "final": 0.1}
+    method = make_method(
+        settings_of("lottery", rounds=4, rewind_to=0.05, drop_fraction=fraction), DATA, epochs=1, seed=0
+    )
+    ticket = method(model, optimizer, 100)
+    assert (ticket.round_steps, ticket.total_steps, ticket.position_at(100)) == (100, 100 + 4 * 95, 5)
+    for back in (0.0, 0.05, 0.34, 0.999):
+        settings = settings_of("lottery", rewind_to=back)
+        history = train(dense_network(), DATA, method=make_method(settings, DATA, epochs=3, seed=0), **KW)
+        assert len(history) == epochs_of(settings, 3, STEPS)
+    assert epochs_of(settings_of("cubic"), 3, STEPS) == 3
+    method = make_method(settings_of("lottery", rounds=4, drop_fraction=fraction), DATA, epochs=1, seed=0)
+    ticket = method(model, optimizer, 100)
+    assert [ticket.targets[0].at("drop_fraction", k) for k in (0, 2, 4)] == pytest.approx([0.5, 0.3, 0.1])
 
 
 def test_synflow_and_neurons_prune_before_training() -> None:
@@ -139,7 +190,7 @@ def test_gradual_pruning_takes_thirty_updates_where_nothing_is_asked_for() -> No
         (
             "quux",
             "The 'method' parameter of me must be a method (known: 'set', 'rigl', 'snfs', 'cubic', 'movement', 'l1', "
-            "'oneshot', 'synflow', 'neurons'). Got 'quux'.",
+            "'threshold', 'lottery', 'oneshot', 'snip', 'grasp', 'synflow', 'neurons'). Got 'quux'.",
         ),
         (3, "The 'method' parameter of me must be the name of a method, or a mapping with its 'name'. Got 3."),
         (
@@ -163,6 +214,58 @@ def test_unknown_names_are_refused(given: Any, message: str) -> None:
         ("rigl", {"end": 1.5}, r"'end' parameter of the method 'rigl' must be a finite number in \[0, 1\]. Got 1.5"),
         ("cubic", {"begin": 0.8}, "'end' parameter of the method 'cubic' must be at least begin, 0.8. Got 0.75"),
         ("cubic", {"density": 1.5}, r"The 'density' parameter of GradualMagnitude must be a finite number in \(0, 1\]"),
+        (
+            "threshold",
+            {"at": 1.5},
+            r"'at' parameter of the method 'threshold' must be a finite number in \[0, 1\]. Got 1.5",
+        ),
+        ("threshold", {"at": "half"}, "'at' parameter of the method 'threshold' must be shares of the run. Got 'half'"),
+        (
+            "threshold",
+            {"at": [0.5, 0.501]},
+            r"must be rising shares of the run that name different ones of 100 steps. Got \[0.5, 0.501\]",
+        ),
+        ("threshold", {"at": []}, r"must be rising shares of the run that name different ones of 100 steps. Got \[\]"),
+        (
+            "threshold",
+            {"quality": -1},
+            r"The 'quality' parameter of Threshold must be a finite number in \[0, inf\). Got",
+        ),
+        (
+            "l1",
+            {"strength": "strong"},
+            r"'strength' parameter of the method 'l1' must be a number, or a schedule such as cosine\(0.5, 0.1\). Got",
+        ),
+        (
+            "lottery",
+            {"drop_fraction": [1]},
+            r"'drop_fraction' parameter of the method 'lottery' must be a number, .* \[1\]",
+        ),
+        ("threshold", {"quality": True}, "'quality' parameter of the method 'threshold' must be a number, .* Got True"),
+        (
+            "set",
+            {"layers": 5},
+            "'layers' parameter of the method 'set' must be a pattern of names, or a list of them. Got 5",
+        ),
+        (
+            "set",
+            {"groups": [{"layers": [1]}]},
+            r"'layers' parameter of the method 'set' must be a pattern .* Got \[1\]",
+        ),
+        ("set", {"groups": 3}, "'groups' parameter of the method 'set' must be a list of mappings. Got 3"),
+        ("set", {"groups": ["0"]}, r"'groups' parameter of the method 'set' must be a list of mappings. Got \['0'\]"),
+        ("lottery", {"rounds": 0}, "The 'rounds' parameter of the method 'lottery' must be an int >= 1. Got 0"),
+        (
+            "lottery",
+            {"rewind_to": 1},
+            r"'rewind_to' parameter of the method 'lottery' must be a finite number in \[0, 1\)",
+        ),
+        (
+            "lottery",
+            {"rewind": "rate"},
+            "The 'rewind' parameter of LotteryTicket must be 'weights' or 'learning rate'. Go",
+        ),
+        ("lottery", {"drop_fraction": 1}, r"The 'drop_fraction' parameter of LotteryTicket must be in \[0, 1\). Got 1"),
         ("set", {"drop_fraction": {"final": 0.1}}, "settings of drop_fraction in the method 'set' must have 'initial'"),
         ("set", {"layers": "conv*"}, "The 'layers' parameter of SET must name sparse layers, .* Got 'conv.', which"),
     ],
@@ -230,12 +333,16 @@ PAGE = (Path(__file__).parents[3] / "docs/howto/train_and_prune.md").read_text()
 
 
 def test_the_page_tells_every_method_with_its_defaults() -> None:
-    told = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", PAGE, re.M))
+    told = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", PAGE.partition("\n## What")[0], re.M))
     assert tuple(told) == METHODS
     for name in set(METHODS) - {"movement"}:
-        settings = checked_method({"name": name, **{key: 1 for key in NEEDED.get(name, {}) if key != "rounds"}}, "me")
+        settings = checked_method(
+            {"name": name, **{key: 1 for key in NEEDED.get(name, {}) if (name, key) != ("synflow", "rounds")}}, "me"
+        )
         expected = [
-            f"`{key}`" if key in ("density", "strength") else f"`{key}={value!r}`".replace("'", '"')
+            f"`{key}`"
+            if key in ("density", "strength", "quality") or (name, key) == ("lottery", "rounds")
+            else f"`{key}={value!r}`".replace("'", '"')
             for key, value in settings.items()
             if key not in ("name", "layers", "groups")
         ]

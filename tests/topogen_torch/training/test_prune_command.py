@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -257,6 +259,40 @@ def test_where_another_program_starts_the_processes_the_folder_has_to_be_named(
     assert message in capsys.readouterr().err
 
 
+def test_processes_that_nobody_starts_are_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert topogen("train", "--nodes", "2", "--devices", "4", "--out", "run") == 2
+    assert capsys.readouterr().err.endswith(
+        "The '--nodes' parameter of topogen train must be 1 where no launcher has started the processes. Got 2. "
+        "torchrun --nnodes 2 --nproc-per-node 4 --no-python topogen train ... starts them, on each machine; for more "
+        "processes on this one there is --devices.\n"
+    )
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    assert topogen("train", "--out", "run") == 2
+    assert capsys.readouterr().err.endswith(
+        "The '--devices' and '--nodes' parameters of topogen train must make the 2 processes that the launcher has "
+        "started. Got 1 times 1.\n"
+    )
+    assert not Path("run").exists()
+
+
+def test_sixteen_bits_on_a_cpu_are_those_of_bfloat16_and_said_to_be(capfd: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for precision in ("32-true", "16-mixed"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            arguments = ("--no-twins", "--spec", SMALL, "--precision", precision, "--out", precision)
+            assert topogen("train", *QUICK, *arguments) == 0
+        found[precision] = [float(row["test_loss"]) for row in rows(precision)]
+        said = [str(one.message) for one in caught if "not supported on CPU" in str(one.message)]
+        assert len(said) == (precision == "16-mixed")
+        assert all(tensor.dtype != torch.bfloat16 for tensor in load_file(f"{precision}/weights.safetensors").values())
+    assert found["16-mixed"] == pytest.approx(found["32-true"], rel=0.02)
+    assert found["16-mixed"] != found["32-true"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]])
 def test_two_processes_carry_out_a_run(run: Path, launcher: list[str]) -> None:
@@ -270,6 +306,36 @@ def test_two_processes_carry_out_a_run(run: Path, launcher: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test accuracy after the last epoch") == 1
     assert done.stderr.count("epoch 2/2") == 1
+    assert connections("two") == 1664
+    one = [float(row["test_loss"]) for row in rows(run) if row["model"] == "sparse"]
+    assert [float(row["test_loss"]) for row in rows("two")] == pytest.approx(one, rel=0.05)
+
+
+@pytest.mark.slow
+def test_two_machines_carry_out_a_run(run: Path) -> None:
+    recipe = (run / "recipe.yaml").read_text()
+    Path("two.yaml").write_text(recipe.replace("nodes: 1", "nodes: 2").replace("twins: true", "twins: false"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ours = [sys.executable, "-c", "from topogen._cli import main; main()", "train", "--recipe", "two.yaml"]
+    ours += ["--out", "two"]
+    launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
+    machines = [
+        subprocess.Popen(
+            [sys.executable, *launcher, "--master-port", port, "--node-rank", str(rank), "--no-python", *ours],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    try:
+        texts = [machine.communicate(timeout=400) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    assert [machine.returncode for machine in machines] == [0, 0], texts
+    assert [out.count("test accuracy after the last epoch") for out, _ in texts] == [1, 0]
+    assert [err.count("epoch 2/2") for _, err in texts] == [1, 0]
     assert connections("two") == 1664
     one = [float(row["test_loss"]) for row in rows(run) if row["model"] == "sparse"]
     assert [float(row["test_loss"]) for row in rows("two")] == pytest.approx(one, rel=0.05)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import DATA, KW, STEPS, Stopper, assert_same, network, timeless
+from small_run import BATCH, DATA, KW, N_TRAIN, STEPS, Stopper, assert_same, network, timeless
 from torch import nn
 from torch.optim import Optimizer
 
@@ -46,8 +46,22 @@ def one_shot(model: nn.Module, optimizer: Optimizer, steps: int) -> Controller:
     return tt.OneShot(model, optimizer, density=0.1, layers="0")
 
 
-METHODS: dict[str, Method] = {"set": set_, "rigl": rigl, "gradual": gradual, "one_shot": one_shot}
-OPTIMIZERS = {"set": "sgd", "rigl": "adam", "gradual": "adamw", "one_shot": "nesterov"}
+def threshold(model: nn.Module, optimizer: Optimizer, steps: int) -> Controller:
+    return tt.Threshold(model, optimizer, quality=0.8, steps=[5, steps // 2])
+
+
+def ticket(model: nn.Module, optimizer: Optimizer, steps: int) -> Controller:
+    return tt.LotteryTicket(model, optimizer, rounds=1, round_steps=steps, drop_fraction=0.5, rewind_to=BACK)
+
+
+BACK = STEPS + 3  # to the middle of an epoch
+METHODS: dict[str, Method] = {
+    "set": set_, "rigl": rigl, "gradual": gradual, "one_shot": one_shot, "threshold": threshold, "ticket": ticket,
+}  # fmt: skip
+OPTIMIZERS = {
+    "set": "sgd", "rigl": "adam", "gradual": "adamw", "one_shot": "nesterov", "threshold": "sgd", "ticket": "adam",
+}  # fmt: skip
+STEPS_OF = dict.fromkeys(METHODS, TOTAL) | {"ticket": 2 * TOTAL - BACK}
 SETTINGS: dict[str, dict[str, Any]] = {
     name: {**KW, "lr": 0.01, "optimizer": OPTIMIZERS[name], "method": method} for name, method in METHODS.items()
 }
@@ -117,6 +131,8 @@ def test_connections_are_as_many_as_the_method_says(
     expected = {
         "gradual": [round(0.1 * n) for n in possible],
         "one_shot": [round(0.1 * possible[0]), *before[1:]],
+        "threshold": [row.stored for row in history[-1].layers],
+        "ticket": [count // 2 for count in before],
     }.get(name, before)
     assert after == expected
     assert patterns(model) != patterns(network())
@@ -143,6 +159,55 @@ def test_connections_are_as_many_as_the_method_says(
         assert all(row.explored > row.density and row.survival < 1 for row in rows[:3])
 
 
+def test_a_ticket_that_drops_nothing_repeats_its_steps_bit_for_bit() -> None:
+    def idle(model: nn.Module, optimizer: Optimizer, steps: int) -> Controller:
+        return tt.LotteryTicket(model, optimizer, rounds=2, round_steps=steps, drop_fraction=0, rewind_to=BACK)
+
+    once, twice = network(), network()
+    means: list[float] = []
+    plain = train(once, DATA, on_step=lambda step, steps, loss, accuracy: means.append(loss), **KW)
+    shown: list[tuple[int, int, float]] = []
+    history = train(
+        twice, DATA, method=idle, on_step=lambda step, steps, loss, accuracy: shown.append((step, steps, loss)), **KW
+    )
+    assert_same(twice, once)
+    assert [(step, steps) for step, steps, _ in shown] == [(k, 3 * TOTAL - 2 * BACK) for k in range(1, len(shown) + 1)]
+    assert [row.epoch for row in history] == [1, 2, 3, 4, 5, 6, 7]
+    rates = [row.lr for row in plain]
+    assert [row.lr for row in history] == [*rates, *rates[1:], *rates[1:]]
+    for row, other in ((3, 1), (4, 2), (5, 1), (6, 2)):  # which of the plain run's epochs it ends as
+        assert (history[row].test_loss, history[row].test_accuracy) == (
+            plain[other].test_loss,
+            plain[other].test_accuracy,
+        )
+    for row in (4, 6):
+        assert history[row].train_loss == plain[2].train_loss
+    # of the epoch that a round begins within, the images that it sees
+    before, through = BATCH * (BACK - STEPS), means[2 * STEPS - 1] * N_TRAIN
+    expected = (through - means[BACK - 1] * before) / (N_TRAIN - before)
+    assert [history[row].train_loss for row in (3, 5)] == pytest.approx([expected] * 2, rel=1e-12)
+    assert shown[TOTAL + 2 * STEPS - BACK - 1][2] == history[3].train_loss
+
+
+def test_a_ticket_is_judged_before_it_goes_back(uninterrupted: dict[str, tuple[nn.Module, list[Epoch], Path]]) -> None:
+    _, history, _ = uninterrupted["ticket"]
+    plain = train(network(), DATA, **{**SETTINGS["ticket"], "method": None})
+    assert timeless(history[:3]) == timeless(plain)
+    assert [row.density for row in history] == [history[0].density] * 3 + [history[3].density] * 2
+    assert 2 * sum(row.stored for row in history[3].layers) == sum(row.stored for row in history[2].layers)
+
+
+def test_a_ticket_of_another_length_is_refused() -> None:
+    def longer(model: nn.Module, optimizer: Optimizer, steps: int) -> Controller:
+        return tt.LotteryTicket(model, optimizer, rounds=1, round_steps=steps + 1)
+
+    message = (
+        f"'round_steps' parameter of LotteryTicket must be the steps that train gives to a method, {TOTAL}. Got 22"
+    )
+    with pytest.raises(SpecError, match=message):
+        train(network(), DATA, method=longer, **KW)
+
+
 def test_without_a_method_the_layers_are_those_that_there_were() -> None:
     rows = train(network(), DATA, **KW)[-1].layers
     assert [(row.name, row.stored) for row in rows] == list(zip(("0", "4", "6", "8"), counts(network()), strict=True))
@@ -157,7 +222,7 @@ def test_a_run_can_be_stopped_after_every_step(
     tmp_path: Path, name: str, uninterrupted: dict[str, tuple[nn.Module, list[Epoch], Path]]
 ) -> None:
     settings = {**SETTINGS[name], "checkpoint": tmp_path / "run.pt"}
-    for step in range(1, TOTAL + 1):
+    for step in range(1, STEPS_OF[name] + 1):
         with pytest.raises(KeyboardInterrupt):
             train(network(), DATA, on_step=Stopper(step), **settings)
     model = network()
@@ -272,6 +337,8 @@ CASES = {  # method, where it is killed, at which call, and how many epochs its 
     "later checkpoint": ("gradual", "writing a checkpoint", 2, 1),
     "flush": ("gradual", "flushing a checkpoint", 2, 1),
     "rename": ("set", "renaming a checkpoint", 3, 2),
+    "going back": ("ticket", "inside a rewire", 2, 2),
+    "second round": ("ticket", "between rewires", 3 * (STEPS + 1) + 7, 4),
 }
 
 # one process imports torch, which takes long, and computes nothing; each of its children begins as it is
@@ -308,7 +375,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, in
 def plant(where: str, count: int) -> None:
     """Have this process killed at the count-th call of something that a run does."""
     owner, name = {
-        "before a rewire": (_rewire, "_preparations"),
+        "before a rewire": (_rewire, "_installed"),
         "inside a rewire": (Patterned, "_install"),
         "writing a checkpoint": (torch, "save"),
         "flushing a checkpoint": (os, "fsync"),
@@ -345,7 +412,7 @@ def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(
     model = network()
     settings = {**SETTINGS[name], "checkpoint": path}
     history = train(model, DATA, on_step=lambda step, *_: steps.append(step), **settings)
-    assert steps[0] == epochs * STEPS + 1
+    assert steps[0] == 1 + epochs * STEPS - (BACK % STEPS if epochs > KW["epochs"] else 0)
     assert_same(model, uninterrupted[name][0])
     assert timeless(history) == timeless(uninterrupted[name][1])
     assert_same_checkpoint(path, uninterrupted[name][2])
