@@ -78,16 +78,20 @@ def csc_index(indptr: Ints, indices: Ints, columns: int) -> tuple[Ints, Ints, In
     return starts, rows, transposed.data
 
 
-def exchanged(now: Places, gone: NDArray[np.bool_], grown: Places) -> tuple[Places, Places]:
-    """Return the rising places that are left when some are gone and others grow, and where in `now` each is, or -1."""
+def exchanged(now: Places, gone: NDArray[np.bool_], grown: Places) -> tuple[Places, Places, int]:
+    """Return the rising places that are left when some are gone and others grow, and where in `now` each is, or -1.
+
+    The number behind them says how many grow where one stays; then the places do not rise.
+    """
     if (fast := _compiled()) is not None:
         count = len(now) - int(np.count_nonzero(gone)) + len(grown)
         places, origins = np.empty(count + 1, np.int64), np.empty(count + 1, np.int64)
-        fast.exchanged(now, gone, grown, places, origins)
-        return places[:count], origins[:count]
+        taken = fast.exchanged(now, gone, grown, places, origins)
+        return places[:count], origins[:count], taken
     kept = np.flatnonzero(~gone)
     old = np.ones(len(kept) + len(grown), np.bool_)
     behind = np.searchsorted(now[kept], grown)
+    taken = int(np.isin(grown, now[kept]).sum())
     behind += np.arange(len(grown))
     old[behind] = False  # where the new ones go
     places, origins = np.empty(len(old), np.int64), np.empty(len(old), np.int64)
@@ -100,7 +104,7 @@ def exchanged(now: Places, gone: NDArray[np.bool_], grown: Places) -> tuple[Plac
     back[back == len(lost)] = 0
     again = now[lost][back] == grown if len(lost) else np.zeros(len(grown), np.bool_)
     origins[behind[again]] = lost[back[again]]
-    return places, origins
+    return places, origins, taken
 
 
 def follow(source: NDArray[np.signedinteger], origins: Places, target: NDArray[np.signedinteger]) -> None:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from topogen.errors import SpecError
-from topogen_torch._passes import csr_index, exchanged, flat_places, follow, left
+from topogen_torch._passes import csr_index, exchanged, flat_places, follow
 from topogen_torch._patterned import Patterned, resize
 from topogen_torch._signals import undisturbed
 from topogen_torch._together import together
 
-__all__ = ["Places", "Rewiring", "places_of", "refuse_sharded", "rewire", "size_of"]
+__all__ = ["Places", "Rewiring", "places_of", "refuse_sharded", "rewire"]
 
 Places = NDArray[np.int64]
 
@@ -46,22 +46,25 @@ class Rewiring:
         Their values, in the order of their places; 0 without it. Their optimizer state is 0 in any case.
     origins : ndarray of int64, shape of `places`, optional
         Which unit of the layer each place has now, -1 for newcomers; found by search where the caller does not know.
+    grown : ndarray of int64, optional
+        Some of the places, all newcomers among them, where the caller knows.
     """
 
     layer: Patterned
     places: Places
     newcomers: Tensor | None = None
     origins: NDArray[np.int64] | None = None
+    grown: Places | None = None
 
     @classmethod
     def keeping(cls, layer: Patterned, kept: NDArray[Any]) -> Rewiring:
         """Return the rewiring that leaves the units of these rising indices, or of a mask, and no others."""
         kept = np.flatnonzero(kept) if kept.dtype == np.bool_ else kept
-        return cls(layer, places_of(layer)[kept], origins=kept)
+        return cls(layer, places_of(layer)[kept], origins=kept, grown=np.empty(0, np.int64))
 
     @classmethod
-    def exchanging(cls, layer: Patterned, now: Places, dropped: NDArray[Any], grown: Places) -> Rewiring:
-        """Return the rewiring that drops units of a layer and grows others, at rising places.
+    def exchanging(cls, layer: Patterned, now: Places, dropped: NDArray[Any], grown: Places) -> Rewiring | None:
+        """Return the rewiring that drops units of a layer and grows others; None if these are no places for that.
 
         Parameters
         ----------
@@ -73,16 +76,15 @@ class Rewiring:
         grown : ndarray of int64
             Rising places, each once, that are empty once the dropped ones are gone.
         """
+        n_in, n_out = layer._stored_sizes
+        if len(grown) and not (grown[0] >= 0 and grown[-1] < n_in * n_out and (grown[1:] > grown[:-1]).all()):
+            return None
         gone = dropped
         if dropped.dtype != np.bool_:
             gone = np.zeros(len(now), np.bool_)
             gone[dropped] = True
-        places, origins = exchanged(now, gone, grown)
-        return cls(layer, places, origins=origins)
-
-    def new_places(self) -> Places:
-        """Return the places that are empty now, rising; all of them where `origins` is not known."""
-        return self.places if self.origins is None else left(self.places, self.origins >= 0)
+        places, origins, taken = exchanged(now, gone, grown)
+        return None if taken else cls(layer, places, origins=origins, grown=grown)
 
     def origins_in(self, now: Places) -> NDArray[np.int64]:
         """Return `origins`, found by search if need be."""
@@ -125,16 +127,13 @@ def rewire(rewirings: Iterable[Rewiring], optimizers: Sequence[Optimizer] = ()) 
     # what takes longest first, so that threads end together
     changes = [_installed(rewiring) for rewiring in rewirings]
     changes += [change for rewiring in rewirings for change in _followed_by(rewiring, optimizers)]
-    results = iter(together([part for change in changes for part in change.parts], size=size_of(rewirings)))
+    on_cpu = all(rewiring.layer.values.is_cpu for rewiring in rewirings)
+    size = sum(len(rewiring.places) for rewiring in rewirings) if on_cpu else 0
+    results = iter(together([part for change in changes for part in change.parts], size=size))
     assignments = [partial(change.put, *islice(results, len(change.parts))) for change in changes]
     with undisturbed():
         for assign in assignments:
             assign()
-
-
-def size_of(rewirings: Iterable[Rewiring]) -> int:
-    """Return how many units all the layers will have, or 0 where one is on a card: what `together` asks for."""
-    return sum(len(one.places) for one in rewirings) if all(one.layer.values.is_cpu for one in rewirings) else 0
 
 
 def refuse_sharded(layer: Patterned, name: str = "") -> None:

@@ -88,7 +88,9 @@ def test_an_exchange_is_one_of_sets(way, seed, possible):
     kept = _passes.left(now, gone)
     assert kept.tolist() == [place for place, is_gone in zip(now, gone, strict=True) if not is_gone]
     grown = np.array(sorted(set(some(rng, possible).tolist()) - set(kept.tolist())), np.int64)
-    places, origins = _passes.exchanged(now, gone, grown)
+    places, origins, taken = _passes.exchanged(now, gone, grown)
+    assert taken == 0
+    assert _passes.exchanged(now, gone, some(rng, 0) if len(kept) == 0 else kept[::2])[2] == -(-len(kept) // 2)
     expected = sorted({*kept.tolist(), *grown.tolist()})
     number = {place: k for k, place in enumerate(now.tolist())}
     assert places.tolist() == expected
@@ -183,8 +185,8 @@ def test_an_exchange_that_forgets_is_caught(monkeypatch):
     now = places_of(layer)
 
     def forgetful(now, gone, grown):
-        places, origins = _passes.exchanged(now, gone, grown)
-        return places, np.where(np.isin(places, grown), -1, origins)
+        places, origins, taken = _passes.exchanged(now, gone, grown)
+        return places, np.where(np.isin(places, grown), -1, origins), taken
 
     again = Rewiring.exchanging(layer, now, np.array([1]), now[1:2])
     assert again.origins.tolist() == [0, 1, 2]

@@ -104,9 +104,20 @@ def test_an_exchange_is_what_a_search_finds(before, gone, after):
     plain = Rewiring(layer, np.sort(np.concatenate([np.delete(now, dropped), grown])))
     np.testing.assert_array_equal(found.places, plain.places)
     np.testing.assert_array_equal(found.origins, plain.origins_in(now))
-    np.testing.assert_array_equal(found.new_places(), np.setdiff1d(found.places, now))
+    assert set(np.setdiff1d(found.places, now)) <= set(found.grown) <= set(found.places)
     kept = Rewiring.keeping(layer, gone.ravel()[now])
     np.testing.assert_array_equal(kept.origins, Rewiring(layer, now[gone.ravel()[now]]).origins_in(now))
+
+
+@pytest.mark.parametrize(
+    "grown", [[1], [2, 2], [3, 2], [-1, 2], [2, 9], [0, 1, 2]], ids=["stays", "twice", "falls", "below", "above", "one"]
+)
+def test_what_cannot_grow_is_no_exchange(grown):
+    """Of the places 0, 1 and 5 of nine the first goes."""
+    layer = tt.SparseLinear(sp.csr_array(([1, 1, 1], ([0, 0, 1], [0, 1, 2])), shape=(3, 3)))
+    now = places_of(layer)
+    assert Rewiring.exchanging(layer, now, np.array([0]), np.array(grown)) is None
+    assert Rewiring.exchanging(layer, now, np.array([0]), np.array([0, 2])).places.tolist() == [0, 1, 2, 5]
 
 
 def test_what_keeps_its_number_keeps_its_memory():

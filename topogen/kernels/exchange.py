@@ -50,12 +50,12 @@ def flat(indptr: Ints, indices: Ints, columns: int, places: Longs) -> None:
 
 
 @kernel
-def exchanged(now: Longs, gone: Mask, grown: Longs, places: Longs, origins: Longs) -> None:
+def exchanged(now: Longs, gone: Mask, grown: Longs, places: Longs, origins: Longs) -> int:
     """Merge the places that are not gone with those that grow, and write where in `now` each was, or -1.
 
-    All places rise. The targets have one element more than there are results.
+    All places rise. The targets have one element more than there are results. Return how many grow where one stays.
     """
-    written, k = 0, 0
+    written, k, taken = 0, 0, 0
     for place in grown:
         while k < len(now) and now[k] < place:
             places[written] = now[k]
@@ -63,17 +63,20 @@ def exchanged(now: Longs, gone: Mask, grown: Longs, places: Longs, origins: Long
             written += 1 - gone[k]
             k += 1
         places[written] = place
-        if k < len(now) and now[k] == place and gone[k]:
-            origins[written] = k  # it grows again
-            k += 1
-        else:
-            origins[written] = -1
+        origins[written] = -1
+        if k < len(now) and now[k] == place:
+            if gone[k]:
+                origins[written] = k  # it grows again
+                k += 1
+            else:
+                taken += 1
         written += 1
     while k < len(now):
         places[written] = now[k]
         origins[written] = k
         written += 1 - gone[k]
         k += 1
+    return taken
 
 
 @kernel

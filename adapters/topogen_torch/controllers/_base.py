@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -19,8 +18,7 @@ from topogen import Schedule, as_seed, checks
 from topogen.errors import SpecError, TopogenError
 from topogen_torch._patterned import Patterned
 from topogen_torch._ranks import check_ranks, check_same, retire_wrappers
-from topogen_torch._rewire import Rewiring, refuse_sharded, rewire, size_of
-from topogen_torch._together import together
+from topogen_torch._rewire import Rewiring, refuse_sharded, rewire
 from topogen_torch.controllers._fired import Fired
 
 __all__ = ["Controller", "Number", "Target", "value_at"]
@@ -237,7 +235,8 @@ class Controller(ABC):
         for target in self.targets:
             target.seen = bytes(target.layer.pattern_hash.tolist())
             histories[id(target.layer)] = self._fired[target.name]
-        together([partial(_note, histories[id(one.layer)], one) for one in rewirings], size=size_of(rewirings))
+        for one in rewirings:
+            histories[id(one.layer)].note(one.places if one.grown is None else one.grown)
         check_ranks(self.model)
 
     def _stream(self, target: Target) -> np.random.Generator:
@@ -342,10 +341,6 @@ def _is_in(model: nn.Module, target: Target) -> bool:
     except AttributeError:
         found = None
     return found is target.layer or any(module is target.layer for module in model.modules())
-
-
-def _note(history: Fired, rewiring: Rewiring) -> None:
-    history.note(rewiring.new_places())
 
 
 def _matching(patterns: str | Sequence[str], names: Iterable[str], parameter: str, owner: str) -> list[str]:

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ class _Dynamic(Controller):
             yield
         grown = _rising(grown)
         rewiring = Rewiring.exchanging(target.layer, now, dropped, grown)
-        if len(grown) != count or not _are_places(rewiring.places, target.possible):
+        if len(grown) != count or rewiring is None:
             self._refuse_growth(target, without(now, dropped), grown, count)
         return rewiring
 
@@ -153,7 +153,7 @@ class _Dynamic(Controller):
         )  # fmt: skip
         return np.asarray(target.setting("grow")(request), np.int64)
 
-    def _refuse_growth(self, target: Target, kept: Places, grown: Places, count: int) -> None:
+    def _refuse_growth(self, target: Target, kept: Places, grown: Places, count: int) -> NoReturn:
         outside = (grown < 0) | (grown >= target.possible)
         raise SpecError(
             f"The 'grow' parameter of {self._owner} must return {count} different empty places in "
@@ -272,10 +272,7 @@ class SET(_Dynamic):
     def finish(self) -> None:
         """Drop once more, by the fraction of this step, and grow nothing: the topology that the paper reports."""
         self._check_unchanged()
-        self._carry_out(
-            Rewiring.exchanging(t.layer, now := places_of(t.layer), self._dropped(t, self._count), now[:0])
-            for t in self.targets
-        )
+        self._carry_out(Rewiring.keeping(t.layer, ~self._dropped(t, self._count)) for t in self.targets)
 
 
 class Annealed(_Dynamic):
@@ -290,7 +287,8 @@ class Annealed(_Dynamic):
 
     def _dropped(self, target: Target, step: int) -> NDArray[np.bool_]:
         given = target.setting("drop_fraction")
-        f = self._fraction(target, given if callable(given) else cosine(initial=given, end_step=self._end), step)
+        schedule: Any = given if callable(given) else cosine(initial=given, end_step=self._end)
+        f = self._fraction(target, schedule, step)
         scores = self._magnitudes(target)
         return worst(scores, int(f * len(scores)))
 
@@ -368,16 +366,9 @@ def _rising(places: Places) -> Places:
     return places if (places[1:] > places[:-1]).all() else np.sort(places)
 
 
-def _are_places(places: Places, possible: int) -> bool:
-    """Whether these are rising places, each once."""
-    if len(places) == 0:
-        return True
-    return bool(places[0] >= 0 and places[-1] < possible and (places[1:] > places[:-1]).all())
-
-
 def _check_fraction(target: Target, owner: str) -> None:
     value = target.setting("drop_fraction")
     if isinstance(value, Schedule) or not callable(value):
         for number in (value.initial, value.final) if isinstance(value, Schedule) else (value,):
-            if not isinstance(number, Real) or isinstance(number, bool) or not 0 <= number < 1:
+            if not isinstance(number, Real) or isinstance(number, bool) or not 0 <= float(number) < 1:
                 checks.refuse("drop_fraction", owner, "a number in [0, 1), or a schedule of such", number)
