@@ -98,8 +98,10 @@ def test_every_baseline_that_a_method_has_can_be_built(name: str) -> None:
     chosen = settings(name, *score_baselines(method(name)))
     for kind in chosen.baselines:
         model, own = model_of(chosen, Member(kind, 0), DATA), method_of(chosen, Member(kind, 0), DATA)
+        assert 0 < sum(counts(model)) <= sum(counts(model_of(settings(None), Member("sparse", 0), DATA)))
         if own is not None:
-            own(model, torch.optim.SGD(model.parameters(), lr=0.1), 60)
+            controller = own(model, torch.optim.SGD(model.parameters(), lr=0.1), 60)
+            assert [target.layer for target in controller.targets] == sparse_layers(model)
 
 
 def test_the_page_tells_which_method_has_which() -> None:
