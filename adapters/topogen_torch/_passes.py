@@ -78,14 +78,14 @@ def csc_index(indptr: Ints, indices: Ints, columns: int) -> tuple[Ints, Ints, In
     return starts, rows, transposed.data
 
 
-def exchanged(now: Places, gone: NDArray[np.bool_], grown: Places) -> tuple[Places, Places, int]:
+def exchanged(now: Places, gone: NDArray[np.bool_], grown: Places) -> tuple[Places, Ints, int]:
     """Return the rising places that are left when some are gone and others grow, and where in `now` each is, or -1.
 
-    The number behind them says how many grow where one stays; then the places do not rise.
+    The number behind them says how many grow where one stays; then the rest means nothing.
     """
     if (fast := _compiled()) is not None:
         count = len(now) - int(np.count_nonzero(gone)) + len(grown)
-        places, origins = np.empty(count + 1, np.int64), np.empty(count + 1, np.int64)
+        places, origins = np.empty(count + 1, np.int64), np.empty(count + 1, np.int32)
         taken = fast.exchanged(now, gone, grown, places, origins)
         return places[:count], origins[:count], taken
     kept = np.flatnonzero(~gone)
@@ -94,7 +94,7 @@ def exchanged(now: Places, gone: NDArray[np.bool_], grown: Places) -> tuple[Plac
     taken = int(np.isin(grown, now[kept]).sum())
     behind += np.arange(len(grown))
     old[behind] = False  # where the new ones go
-    places, origins = np.empty(len(old), np.int64), np.empty(len(old), np.int64)
+    places, origins = np.empty(len(old), np.int64), np.empty(len(old), np.int32)
     origins[old] = kept
     places[old] = now[kept]
     places[behind] = grown
@@ -107,7 +107,7 @@ def exchanged(now: Places, gone: NDArray[np.bool_], grown: Places) -> tuple[Plac
     return places, origins, taken
 
 
-def follow(source: NDArray[np.signedinteger], origins: Places, target: NDArray[np.signedinteger]) -> None:
+def follow(source: NDArray[np.signedinteger], origins: Ints, target: NDArray[np.signedinteger]) -> None:
     """Write the element of `source` that each origin names, and 0 where the origin is negative."""
     if (fast := _compiled()) is not None and len(source):
         fast.followed(source, origins, target)

@@ -28,6 +28,7 @@ from topogen_torch._together import together
 __all__ = ["Places", "Rewiring", "places_of", "refuse_sharded", "rewire"]
 
 Places = NDArray[np.int64]
+Origins = NDArray[np.int32]
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what numbers of so many bytes are moved as
 
@@ -44,7 +45,7 @@ class Rewiring:
         optimizer's state bit for bit, whatever else happens; every other one is a newcomer.
     newcomers : Tensor, shape (number of newcomers, *unit), optional
         Their values, in the order of their places; 0 without it. Their optimizer state is 0 in any case.
-    origins : ndarray of int64, shape of `places`, optional
+    origins : ndarray of int32, shape of `places`, optional
         Which unit of the layer each place has now, -1 for newcomers; found by search where the caller does not know.
     grown : ndarray of int64, optional
         Some of the places, all newcomers among them, where the caller knows.
@@ -53,14 +54,14 @@ class Rewiring:
     layer: Patterned
     places: Places
     newcomers: Tensor | None = None
-    origins: NDArray[np.int64] | None = None
+    origins: Origins | None = None
     grown: Places | None = None
 
     @classmethod
     def keeping(cls, layer: Patterned, kept: NDArray[Any]) -> Rewiring:
         """Return the rewiring that leaves the units of these rising indices, or of a mask, and no others."""
         kept = np.flatnonzero(kept) if kept.dtype == np.bool_ else kept
-        return cls(layer, places_of(layer)[kept], origins=kept, grown=np.empty(0, np.int64))
+        return cls(layer, places_of(layer)[kept], origins=kept.astype(np.int32), grown=np.empty(0, np.int64))
 
     @classmethod
     def exchanging(cls, layer: Patterned, now: Places, dropped: NDArray[Any], grown: Places) -> Rewiring | None:
@@ -86,14 +87,14 @@ class Rewiring:
         places, origins, taken = exchanged(now, gone, grown)
         return None if taken else cls(layer, places, origins=origins, grown=grown)
 
-    def origins_in(self, now: Places) -> NDArray[np.int64]:
+    def origins_in(self, now: Places) -> Origins:
         """Return `origins`, found by search if need be."""
         if self.origins is not None:
             return self.origins
         source = np.searchsorted(now, self.places)
         known = source < len(now)
         known[known] = now[source[known]] == self.places[known]
-        return np.where(known, source, -1)
+        return np.where(known, source, -1).astype(np.int32)
 
 
 def places_of(layer: Patterned) -> Places:
@@ -126,14 +127,21 @@ def rewire(rewirings: Iterable[Rewiring], optimizers: Sequence[Optimizer] = ()) 
         refuse_sharded(rewiring.layer)
     # what takes longest first, so that threads end together
     changes = [_installed(rewiring) for rewiring in rewirings]
-    changes += [change for rewiring in rewirings for change in _followed_by(rewiring, optimizers)]
+    moves: list[_Move] = []
+    for rewiring in rewirings:
+        further, own = _followed_by(rewiring, optimizers)
+        changes += further
+        moves += own
     on_cpu = all(rewiring.layer.values.is_cpu for rewiring in rewirings)
     size = sum(len(rewiring.places) for rewiring in rewirings) if on_cpu else 0
     results = iter(together([part for change in changes for part in change.parts], size=size))
     assignments = [partial(change.put, *islice(results, len(change.parts))) for change in changes]
+    count = min(torch.get_num_threads(), len(moves))
+    hands = [_Hand(moves[k::count]) for k in range(count)]
     with undisturbed():
         for assign in assignments:
             assign()
+        together([hand.move for hand in hands], size=size)
 
 
 def refuse_sharded(layer: Patterned, name: str = "") -> None:
@@ -160,6 +168,35 @@ class _Change(NamedTuple):
     put: Callable[..., Any]
 
 
+class _Move(NamedTuple):
+    """Entries of a tensor that are to take other places in it.
+
+    Attributes
+    ----------
+    entries : ndarray of ints
+        The tensor's memory.
+    origins : ndarray of int32
+        Of its new entries.
+    """
+
+    entries: NDArray[np.signedinteger]
+    origins: Origins
+
+
+class _Hand:
+    """Carries moves out, which cannot fail: one room for all of them, since new memory for each would take longer."""
+
+    def __init__(self, moves: Sequence[_Move]) -> None:
+        self.moves = moves
+        self._room = np.empty(max(move.entries.nbytes for move in moves), np.uint8)
+
+    def move(self) -> None:
+        for entries, origins in self.moves:
+            moved = self._room[: entries.nbytes].view(entries.dtype)
+            follow(entries, origins, moved)
+            entries[:] = moved
+
+
 def _installed(rewiring: Rewiring) -> _Change:
     """Return the change of a layer's buffers."""
     layer = rewiring.layer
@@ -169,10 +206,18 @@ def _installed(rewiring: Rewiring) -> _Change:
     )
 
 
-def _followed_by(rewiring: Rewiring, optimizers: Sequence[Optimizer]) -> list[_Change]:
-    """Return the changes of the values, their gradient and their state in optimizers."""
+def _followed_by(rewiring: Rewiring, optimizers: Sequence[Optimizer]) -> tuple[list[_Change], list[_Move]]:
+    """Return what happens to the values, their gradient and their state in optimizers."""
     values = rewiring.layer.values
     origins = rewiring.origins_in(places_of(rewiring.layer) if rewiring.origins is None else rewiring.places[:0])
+    changes: list[_Change] = []
+    moves: list[_Move] = []
+
+    def follows(tensor: Tensor, put: Callable[[Tensor], None]) -> None:
+        if _is_plain(tensor) and tensor.is_contiguous() and len(tensor) == len(origins):
+            moves.append(_Move(_as_ints(tensor), origins))
+        else:
+            changes.append(_Change((partial(_followed, tensor, origins),), put))
 
     def valued() -> Tensor:
         next_values = _followed(values.data, origins)
@@ -181,28 +226,39 @@ def _followed_by(rewiring: Rewiring, optimizers: Sequence[Optimizer]) -> list[_C
             next_values[new] = rewiring.newcomers.to(next_values)
         return next_values
 
-    changes = [_Change((valued,), partial(_replace, values))]
+    if rewiring.newcomers is None:
+        follows(values, partial(_replace, values))
+    else:
+        changes.append(_Change((valued,), partial(_replace, values)))
     if (gradient := values.grad) is not None:
-        changes.append(_Change((partial(_followed, gradient, origins),), partial(setattr, values, "grad")))
+        follows(gradient, partial(setattr, values, "grad"))
     for optimizer in optimizers:
         state = optimizer.state.get(values, {})
         for name in _following(state, values, optimizer):
-            changes.append(_Change((partial(_followed, state[name], origins),), partial(_replace_in, state, name)))
-    return changes
+            follows(state[name], partial(_replace_in, state, name))
+    return changes, moves
 
 
-def _followed(tensor: Tensor, origins: NDArray[np.int64]) -> Tensor:
+def _followed(tensor: Tensor, origins: Origins) -> Tensor:
     """Return a tensor's entries in the order of `origins`, 0 where these are negative."""
-    if tensor.is_cpu and tensor.ndim == 1 and type(tensor) in (Tensor, nn.Parameter):
+    if _is_plain(tensor):
         result = torch.empty(len(origins), dtype=tensor.dtype, device="cpu")
-        bits = _BITS[tensor.itemsize]
-        follow(tensor.detach().contiguous().view(bits).numpy(), origins, result.view(bits).numpy())
+        follow(_as_ints(tensor), origins, _as_ints(result))
         return result
     new = np.flatnonzero(origins < 0)
     if len(new) == len(origins):
         return tensor.new_zeros(len(origins), *tensor.shape[1:])
     source = torch.from_numpy(np.maximum(origins, 0) if len(new) else origins).to(tensor.device)
     return tensor.index_select(0, source).index_fill_(0, torch.from_numpy(new).to(tensor.device), 0)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.ndim == 1 and type(tensor) in (Tensor, nn.Parameter)
+
+
+def _as_ints(tensor: Tensor) -> NDArray[np.signedinteger]:
+    """Return a plain tensor's entries as ints of their size, in its own memory if that is contiguous."""
+    return tensor.detach().contiguous().view(_BITS[tensor.itemsize]).numpy()
 
 
 def _pattern(places: Places, n_in: int, n_out: int) -> sp.csr_array:

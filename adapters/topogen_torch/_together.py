@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -53,8 +54,9 @@ def in_turns(works: Iterable[Work[T]], *, size: int) -> list[T]:
         carry_on()
     else:
         with ThreadPoolExecutor(threads - 1) as pool:
-            for _ in range(threads - 1):
-                pool.submit(carry_on)
+            with suppress(RuntimeError):  # where the system grants no thread, those that are there do it all
+                for _ in range(threads - 1):
+                    pool.submit(carry_on)
             carry_on()
     if errors:
         raise errors[min(errors)]

@@ -38,7 +38,20 @@ def some(rng, population):
 
 @given(seeds, st.integers(0, 12), st.integers(1, 12))
 def test_an_index_is_what_scipy_makes(way, seed, rows, columns):
-    mask = np.random.default_rng(seed).random((rows, columns)) < 0.4
+    check_index(np.random.default_rng(seed).random((rows, columns)) < 0.4)
+
+
+@pytest.mark.parametrize("columns", [512, 513, 1024, 1100])
+@pytest.mark.parametrize("density", [0.02, 0.5, 1.0])
+def test_an_index_of_many_columns_is_what_scipy_makes(way, columns, density):
+    """Where rows are long, columns are taken a strip at a time; one row is empty, and one strip."""
+    mask = np.random.default_rng(columns).random((9, columns)) < density
+    mask[4], mask[:, 100:700] = False, False
+    check_index(mask)
+
+
+def check_index(mask):
+    rows, columns = mask.shape
     expected = sp.csr_array(mask)
     indptr, indices = _passes.csr_index(np.flatnonzero(mask), rows, columns)
     assert indptr.dtype == indices.dtype == np.int32
@@ -126,11 +139,11 @@ def test_the_first_different_numbers_of_a_stream(way, seed, population, share):
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64])
 def test_numbers_follow_bit_for_bit(way, dtype):
     source = np.frombuffer(np.random.default_rng(0).bytes(40 * np.dtype(dtype).itemsize), dtype)
-    origins = np.random.default_rng(1).integers(-1, 40, 100)
+    origins = np.random.default_rng(1).integers(-1, 40, 100, dtype=np.int32)
     target = np.ones(100, dtype)
     _passes.follow(source, origins, target)
     assert target.tolist() == [source[k] if k >= 0 else 0 for k in origins]
-    _passes.follow(source[:0], np.full(100, -1), target)
+    _passes.follow(source[:0], np.full(100, -1, np.int32), target)
     assert not target.any()
 
 

@@ -85,13 +85,13 @@ def _passes_of_rewiring() -> None:
     exchange.flat(starts, indices, 1, places)
     exchange.csr(now, 1, starts, indices)
     exchange.transposed(starts, indices, np.zeros(2, np.int32), indices.copy(), indices.copy())
-    exchange.exchanged(now, gone, now[:0], places, places.copy())
+    exchange.exchanged(now, gone, now[:0], places, places.astype(np.int32))
     exchange.left(now, gone, places)
     exchange.mark(bits, now)
     exchange.mark_first(bits, now, 1)
     exchange.marked(np.ones(1, np.uint64), now.copy())
     exchange.nth_empty(now, now, now.copy())
     for kind in (np.int8, np.int16, np.int32, np.int64):
-        exchange.followed(np.zeros(1, kind), now, np.zeros(1, kind))
+        exchange.followed(np.zeros(1, kind), indices, np.zeros(1, kind))
     for kind in (np.float32, np.float64):
         exchange.above(0, np.zeros(1, kind), now, 0.0, np.zeros(1, kind), now.copy(), 1)

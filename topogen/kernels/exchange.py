@@ -50,33 +50,58 @@ def flat(indptr: Ints, indices: Ints, columns: int, places: Longs) -> None:
 
 
 @kernel
-def exchanged(now: Longs, gone: Mask, grown: Longs, places: Longs, origins: Longs) -> int:
+def exchanged(now: Longs, gone: Mask, grown: Longs, places: Longs, origins: Ints) -> int:
     """Merge the places that are not gone with those that grow, and write where in `now` each was, or -1.
 
-    All places rise. The targets have one element more than there are results. Return how many grow where one stays.
+    All places rise. The targets have one element more than there are results. Return how many grow where one stays;
+    then the results mean nothing.
     """
-    written, k, taken = 0, 0, 0
-    for place in grown:
-        while k < len(now) and now[k] < place:
-            places[written] = now[k]
-            origins[written] = k
-            written += 1 - gone[k]
-            k += 1
-        places[written] = place
-        origins[written] = -1
-        if k < len(now) and now[k] == place:
-            if gone[k]:
-                origins[written] = k  # it grows again
-                k += 1
-            else:
-                taken += 1
-        written += 1
-    while k < len(now):
-        places[written] = now[k]
-        origins[written] = k
+    # Each step waits for the one before it, so two halves take turns; neither has a branch that nobody can predict.
+    half = len(now) // 2
+    middle = int(np.searchsorted(grown, now[half])) if len(now) else 0  # pyright: ignore[reportUnknownArgumentType]
+    first = half - int(np.count_nonzero(gone[:half])) + middle  # result of the second half
+    k, j, written = 0, 0, 0
+    k2, j2, written2 = half, middle, first
+    while k < half and j < middle and k2 < len(now) and j2 < len(grown):
+        k, j, written = _merge_one(now, gone, grown, k, j, written, places, origins)
+        k2, j2, written2 = _merge_one(now, gone, grown, k2, j2, written2, places, origins)
+    written = _merge_rest(now, gone, grown, k, half, j, middle, written, places, origins)
+    written2 = _merge_rest(now, gone, grown, k2, len(now), j2, len(grown), written2, places, origins)
+    return first - written + len(places) - 1 - written2  # two that are equal have given one result
+
+
+@kernel
+def _merge_one(
+    now: Longs, gone: Mask, grown: Longs, k: int, j: int, written: int, places: Longs, origins: Ints
+) -> tuple[int, int, int]:
+    """Look at the lesser of two places, or at both if they are equal; return how far both sides and the targets are."""
+    old, new = now[k], grown[j]
+    is_old = old <= new
+    is_lost = gone[k] & (old < new)  # if they are equal, it grows again, and keeps its origin
+    at = len(places) - 1 if is_lost else written
+    places[at] = min(old, new)
+    origins[at] = (k + 1) * is_old - 1
+    return k + is_old, j + (new <= old), written + 1 - is_lost
+
+
+@kernel
+def _merge_rest(
+    now: Longs, gone: Mask, grown: Longs, k: int, k_end: int, j: int, j_end: int, written: int, places: Longs,
+    origins: Ints,
+) -> int:  # fmt: skip
+    """Merge until both sides end; return how far the targets are."""
+    while k < k_end and j < j_end:
+        k, j, written = _merge_one(now, gone, grown, k, j, written, places, origins)
+    while k < k_end:
+        at = len(places) - 1 if gone[k] else written
+        places[at], origins[at] = now[k], k
         written += 1 - gone[k]
         k += 1
-    return taken
+    while j < j_end:
+        places[written], origins[written] = grown[j], -1
+        written += 1
+        j += 1
+    return written
 
 
 @kernel
@@ -104,22 +129,35 @@ def csr(places: Longs, columns: int, indptr: Ints, indices: Ints) -> None:
         indptr[after] = len(places)
 
 
+_STRIP = 512  # columns whose ends stay in the nearest cache
+_WORTH_STRIPS = 16  # entries of a row in a strip
+
+
 @kernel
 def transposed(indptr: Ints, indices: Ints, indptr_t: Ints, indices_t: Ints, permutation: Ints) -> None:
     """Write the csc index of a csr matrix, and which of its entries each is; `indptr_t` comes filled with 0."""
-    columns = len(indptr_t) - 1
+    rows, columns = len(indptr) - 1, len(indptr_t) - 1
     for k in range(len(indices)):
         indptr_t[indices[k] + 1] += 1
     for column in range(columns):
         indptr_t[column + 1] += indptr_t[column]
     heads = indptr_t[:columns].copy()
-    for row in range(len(indptr) - 1):
-        for k in range(indptr[row], indptr[row + 1]):
-            column = indices[k]
-            head = heads[column]
-            heads[column] = head + 1
-            indices_t[head] = row
-            permutation[head] = k
+    strips = -(-columns // _STRIP)
+    if len(indices) < _WORTH_STRIPS * rows * strips:
+        strips = 1
+    read = indptr[:rows].copy()  # how far in each row
+    for strip in range(strips):
+        end = columns if strip == strips - 1 else (strip + 1) * _STRIP
+        for row in range(rows):
+            k = read[row]
+            while k < indptr[row + 1] and indices[k] < end:
+                column = indices[k]
+                head = heads[column]
+                heads[column] = head + 1
+                indices_t[head] = row
+                permutation[head] = k
+                k += 1
+            read[row] = k
 
 
 @kernel
@@ -132,13 +170,15 @@ def mark(bits: Bits, places: Longs) -> None:
 @kernel
 def mark_first(bits: Bits, numbers: Longs, wanted: int) -> int:
     """Set the bits of the first numbers until so many more are set; return how many are still wanted."""
-    for number in numbers:
-        if wanted == 0:
-            break
-        bit = 1 << (number & 7)
-        old = np.int64(bits[number >> 3])
-        bits[number >> 3] = np.uint8(old | bit)
-        wanted -= (old & bit) == 0
+    k = 0
+    while wanted and k < len(numbers):
+        end = min(k + wanted, len(numbers))  # so many are needed at least
+        for number in numbers[k:end]:
+            bit = 1 << (number & 7)
+            old = np.int64(bits[number >> 3])
+            bits[number >> 3] = np.uint8(old | bit)
+            wanted -= (old & bit) == 0
+        k = end
     return wanted
 
 
@@ -157,18 +197,48 @@ def marked(words: Words, numbers: Longs) -> None:
 @kernel
 def nth_empty(ranks: Longs, occupied: Longs, places: Longs) -> None:
     """Write the place of the r-th place that is not occupied, for rising ranks r and rising occupied places."""
+    half = len(ranks) // 2  # two halves take turns, as in `exchanged`
     k, before = 0, 0
-    while k < len(ranks) and before < len(occupied):  # one step of either, without a branch that nobody can predict
-        is_behind = occupied[before] - before <= ranks[k]
-        places[k] = ranks[k] + before
-        before += is_behind
-        k += 1 - is_behind
-    for rest in range(k, len(ranks)):
-        places[rest] = ranks[rest] + before
+    k2, before2 = half, _occupied_before(ranks[half], occupied) if len(ranks) else 0
+    while k < half and before < len(occupied) and k2 < len(ranks) and before2 < len(occupied):
+        k, before = _one_empty(ranks, occupied, k, before, places)
+        k2, before2 = _one_empty(ranks, occupied, k2, before2, places)
+    _rest_empty(ranks, occupied, k, half, before, places)
+    _rest_empty(ranks, occupied, k2, len(ranks), before2, places)
 
 
 @kernel
-def followed(source: NDArray[np.signedinteger], origins: Longs, target: NDArray[np.signedinteger]) -> None:
+def _one_empty(ranks: Longs, occupied: Longs, k: int, before: int, places: Longs) -> tuple[int, int]:
+    """Go on by an occupied place or by a rank, without a branch that nobody can predict; return how far both are."""
+    is_behind = occupied[before] - before <= ranks[k]
+    places[k] = ranks[k] + before
+    return k + 1 - is_behind, before + is_behind
+
+
+@kernel
+def _rest_empty(ranks: Longs, occupied: Longs, k: int, end: int, before: int, places: Longs) -> None:
+    while k < end and before < len(occupied):
+        k, before = _one_empty(ranks, occupied, k, before, places)
+    while k < end:
+        places[k] = ranks[k] + before
+        k += 1
+
+
+@kernel
+def _occupied_before(rank: int, occupied: Longs) -> int:
+    """Return how many occupied places lie before the one that has so many empty ones before it."""
+    low, high = 0, len(occupied)
+    while low < high:
+        middle = (low + high) // 2
+        if occupied[middle] - middle <= rank:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@kernel
+def followed(source: NDArray[np.signedinteger], origins: Ints, target: NDArray[np.signedinteger]) -> None:
     """Write the element of `source` that each origin names, and 0 where the origin is negative.
 
     `source` is not empty.

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from topogen.errors import SpecError, TopogenError
 from topogen_torch._patterned import Patterned
 from topogen_torch._ranks import check_ranks, check_same, retire_wrappers
 from topogen_torch._rewire import Rewiring, refuse_sharded, rewire
+from topogen_torch._together import together
 from topogen_torch.controllers._fired import Fired
 
 __all__ = ["Controller", "Number", "Target", "value_at"]
@@ -235,8 +237,9 @@ class Controller(ABC):
         for target in self.targets:
             target.seen = bytes(target.layer.pattern_hash.tolist())
             histories[id(target.layer)] = self._fired[target.name]
-        for one in rewirings:
-            histories[id(one.layer)].note(one.places if one.grown is None else one.grown)
+        grown = [one.places if one.grown is None else one.grown for one in rewirings]
+        notes = [partial(histories[id(one.layer)].note, own) for one, own in zip(rewirings, grown, strict=True)]
+        together(notes, size=sum(map(len, grown)))
         check_ranks(self.model)
 
     def _stream(self, target: Target) -> np.random.Generator:
@@ -247,7 +250,7 @@ class Controller(ABC):
 
     def _sound(self, scores: np.ndarray, target: Target, what: str) -> np.ndarray:
         """Return the scores, or refuse the whole rewiring where one of them is no number."""
-        if np.isnan(scores).any():
+        if np.isnan(scores.max(initial=-np.inf)):
             count = int(np.isnan(scores).sum())
             raise TopogenError(
                 f"{self._owner} changes nothing at step {self._count}: {count} of {scores.size} scores by {what} in "

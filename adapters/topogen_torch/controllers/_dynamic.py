@@ -88,6 +88,9 @@ class _Dynamic(Controller):
     def _proposal(self, step: int) -> list[Rewiring]:
         on_cpu = all(target.layer.values.is_cpu for target in self.targets)
         size = sum(target.stored for target in self.targets) if on_cpu else 0
+        if self._redistribute is None and not self._reads_gradients:
+            found = in_turns([self._drawn(target, step) for target in self.targets], size=size)
+            return [rewiring for rewiring in found if rewiring is not None]
         dropped = together([partial(self._dropped, target, step) for target in self.targets], size=size)
         lost = [int(np.count_nonzero(own)) for own in dropped]
         counts = self._regained(lost)
@@ -102,6 +105,13 @@ class _Dynamic(Controller):
             exchanges.append(self._exchange(target, own, count, grown))
         return in_turns(exchanges, size=size)
 
+    def _drawn(self, target: Target, step: int) -> Generator[None, None, Rewiring | None]:
+        """Return what one layer is to become, which draws as many units as it drops; None if it drops none."""
+        dropped = self._dropped(target, step)
+        yield
+        count = int(np.count_nonzero(dropped))
+        return (yield from self._exchange(target, dropped, count, None)) if count else None
+
     def _exchange(
         self, target: Target, dropped: NDArray[np.bool_], count: int, grown: Places | None
     ) -> Generator[None, None, Rewiring]:
@@ -110,8 +120,9 @@ class _Dynamic(Controller):
         if grown is None:
             grown = self._grown(target, without(now, dropped), count) if count else now[:0]
             yield
-        grown = _rising(grown)
         rewiring = Rewiring.exchanging(target.layer, now, dropped, grown)
+        if rewiring is None:  # most rules choose places in order in the first place
+            rewiring = Rewiring.exchanging(target.layer, now, dropped, np.sort(grown))
         if len(grown) != count or rewiring is None:
             self._refuse_growth(target, without(now, dropped), grown, count)
         return rewiring
@@ -359,11 +370,6 @@ class RigL(Annealed):
             model, optimizer, end_step=end_step, grow=grow, update_every=update_every, redistribute=redistribute,
             settings={"drop_fraction": drop_fraction}, rng=rng, layers=layers, groups=groups,
         )  # fmt: skip
-
-
-def _rising(places: Places) -> Places:
-    """Return the places in order, as most rules choose them in the first place."""
-    return places if (places[1:] > places[:-1]).all() else np.sort(places)
 
 
 def _check_fraction(target: Target, owner: str) -> None:

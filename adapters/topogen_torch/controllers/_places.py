@@ -77,16 +77,19 @@ def nearest_to_zero(numbers: NDArray[Any], fraction: float) -> NDArray[np.bool_]
 
     Of equal numbers the last ones are taken. The numbers are float32 or float64, none of them NaN.
     """
-    # As unsigned ints, floats >= 0 rise with their size, and all below 0 follow, rising with theirs; -0 becomes 0.
-    keys = (numbers + 0).view(f"u{numbers.itemsize}")
+    # As unsigned ints, floats >= 0 rise with their size, and all below 0 follow, rising with theirs.
+    keys = numbers.view(f"u{numbers.itemsize}")
     border = keys.dtype.type(1 << (8 * numbers.itemsize - 1))
+    if (keys == border).any():  # -0 is to be 0
+        keys = (numbers + 0).view(keys.dtype)
     above = int(np.count_nonzero(keys < border))
-    chosen = np.zeros(len(keys), np.bool_)
+    chosen, ranked = np.zeros(len(keys), np.bool_), keys.copy()
     for begin, size, least in ((0, above, 0), (above, len(keys) - above, border)):
         if not (count := int(fraction * size)):
             continue
         last = begin + count - 1
-        most = np.partition(keys, last)[last]
+        ranked.partition(last)
+        most = ranked[last]
         own = keys < most
         if least:
             own &= keys >= least
