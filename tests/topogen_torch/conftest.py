@@ -1,8 +1,12 @@
-"""Without PyTorch every module here is a skip that is printed and counted, not an error."""
+"""The tests share `command_line`; without PyTorch every module is a skip that is printed and counted, not an error."""
 
 import importlib.util
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class NeedsTorch(pytest.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import json
 import os
@@ -15,14 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import rows, topogen, without_timing
 from safetensors.torch import load_file
 from torch import nn
 
 import topogen as tg
-from topogen import _cli
 from topogen.errors import FormatError, SpecError
 from topogen_torch._layers import SparseLinear
-from topogen_torch._reports import _timing
 from topogen_torch._training import _run
 from topogen_torch._training._members import Member, members, model_of, topology_of
 from topogen_torch._training._run import execute
@@ -41,24 +39,10 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("TOPOGEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TOPOGEN_MIRROR", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.delenv("TOPOGEN_DATA", raising=False)
-    monkeypatch.setattr(_timing, "_LAP", 0.0)  # the report's times are not looked at
-    monkeypatch.setattr(_timing, "_ROUNDS", (1, 1))
+    without_timing(monkeypatch)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-def topogen(*arguments: str) -> int:
-    """Run the command in this process and return its exit code."""
-    with pytest.raises(SystemExit) as exit_:
-        _cli.main(arguments)
-    return int(exit_.value.code or 0)
-
-
-def metrics(folder: Path) -> list[dict[str, str]]:
-    """Rows of metrics.csv without the times, which differ from run to run."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
 
 
 # ---- a whole run
@@ -70,8 +54,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(_timing, "_LAP", 0.0)
-        patch.setattr(_timing, "_ROUNDS", (1, 1))
+        without_timing(patch)
         captured = _Captured()
         with captured:
             assert topogen(*QUICK, "--repeats", "2", "--seed", "7") == 0
@@ -116,13 +99,13 @@ def test_it_prints_certificate_layers_and_results(finished: tuple[Path, str]) ->
     assert str(tg.verify(tg.load(folder / "topology.npz"))) in text
     assert "8 of 8 claims held" in text
     assert (folder / "report.txt").read_text().strip() in text
-    rows = metrics(folder)
+    epochs = rows(folder)
     for kind, name, connections in (
         ("sparse", "sparse", 1664),
         ("dense", "dense twin", 8832),
         ("random", "random twin", 1664),
     ):
-        last = [float(row["test_accuracy"]) for row in rows if (row["model"], row["epoch"]) == (kind, "2")]
+        last = [float(row["test_accuracy"]) for row in epochs if (row["model"], row["epoch"]) == (kind, "2")]
         line = next(line for line in text.splitlines() if line.startswith(f"{name} "))
         assert f"{connections:,}" in line
         assert f"{100 * connections / 8832:.4g} %" in line
@@ -132,10 +115,10 @@ def test_it_prints_certificate_layers_and_results(finished: tuple[Path, str]) ->
 
 
 def test_metrics_have_one_row_an_epoch(finished: tuple[Path, str]) -> None:
-    rows = metrics(finished[0])
+    epochs = rows(finished[0])
     expected = [(k, str(s), str(e)) for s in (7, 8) for k in ("sparse", "dense", "random") for e in (1, 2)]
-    assert [(row["model"], row["seed"], row["epoch"]) for row in rows] == expected
-    assert all(0 <= float(row["test_accuracy"]) <= 1 < float(row["train_loss"]) for row in rows)
+    assert [(row["model"], row["seed"], row["epoch"]) for row in epochs] == expected
+    assert all(0 <= float(row["test_accuracy"]) <= 1 < float(row["train_loss"]) for row in epochs)
 
 
 def test_the_weights_give_the_accuracy_that_is_reported(finished: tuple[Path, str]) -> None:
@@ -145,7 +128,7 @@ def test_the_weights_give_the_accuracy_that_is_reported(finished: tuple[Path, st
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     digits = load_data()
     loss, accuracy = evaluate(model, torch.from_numpy(digits.test_x), torch.from_numpy(digits.test_y))
-    row = metrics(folder)[1]
+    row = rows(folder)[1]
     assert loss == pytest.approx(float(row["test_loss"]), rel=1e-5)
     assert accuracy == float(row["test_accuracy"])
 
@@ -223,7 +206,7 @@ def test_ctrl_c_prints_the_command_that_resumes_exactly(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert topogen(*QUICK) == 0
-    whole, weights = metrics(Path("run")), Path("run/weights.safetensors").read_bytes()
+    whole, weights = rows(Path("run")), Path("run/weights.safetensors").read_bytes()
     arguments = [*QUICK[:-1], "a run"]
     original = _run.train
 
@@ -238,15 +221,15 @@ def test_ctrl_c_prints_the_command_that_resumes_exactly(
         patch.setattr(_run, "train", interrupted)
         assert topogen(*arguments) == 130
     assert "stopped; to go on: topogen train --resume 'a run'" in capfd.readouterr().err
-    assert len(metrics(Path("a run"))) == 1
+    assert len(rows(Path("a run"))) == 1
     assert not Path("a run/weights.safetensors").exists()
     Path("a run/.topogen-0123.tmp").touch()
     assert topogen("train", "--resume", "a run", "--epochs", "2") == 0
-    assert metrics(Path("a run")) == whole
+    assert rows(Path("a run")) == whole
     assert Path("a run/weights.safetensors").read_bytes() == weights
     assert not Path("a run/.topogen-0123.tmp").exists()
     assert topogen("train", "--resume", "a run") == 0  # a finished run shows its results again
-    assert metrics(Path("a run")) == whole
+    assert rows(Path("a run")) == whole
 
 
 @pytest.mark.slow
@@ -254,13 +237,13 @@ def test_a_killed_command_resumes(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from topogen._cli import main; main()"]
     options = ["train", "--epochs", "100", "--no-twins", "--spec", SMALL]
     process = subprocess.Popen([*command, *options, "--out", "killed"], stdout=subprocess.DEVNULL)
-    while process.poll() is None and (not Path("killed/metrics.csv").exists() or len(metrics(Path("killed"))) < 5):
+    while process.poll() is None and (not Path("killed/metrics.csv").exists() or len(rows(Path("killed"))) < 5):
         time.sleep(0.02)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     subprocess.run([*command, "train", "--resume", "killed"], check=True, capture_output=True)
     subprocess.run([*command, *options, "--out", "whole"], check=True, capture_output=True)
-    assert metrics(Path("killed")) == metrics(Path("whole"))
+    assert rows(Path("killed")) == rows(Path("whole"))
     assert Path("killed/weights.safetensors").read_bytes() == Path("whole/weights.safetensors").read_bytes()
 
 

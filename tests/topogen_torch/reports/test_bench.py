@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
+from command_line import topogen, without_timing
 
-from topogen import _cli
-from topogen_torch._reports import _advice, _bench, _timing
+from topogen_torch._reports import _advice, _bench
 from topogen_torch._reports._advice import BreakEven
 from topogen_torch._reports._bench import Bench, BenchSettings, Cell, facts
 
@@ -20,17 +20,10 @@ QUICK = ("bench", "--size", "48", "--batch", "2,32", "--density", "0.1 0.5", "--
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_timing, "_LAP", 0.0)  # the times are not looked at
-    monkeypatch.setattr(_timing, "_ROUNDS", (1, 1))
+    without_timing(monkeypatch)
     monkeypatch.setattr(_advice, "DENSITIES", (0.1, 0.5))
     monkeypatch.setattr(_advice, "_known", {})
     monkeypatch.setattr(_bench.kernels, "fma_peak", lambda dtype, threads: 2e12)
-
-
-def topogen(*arguments):
-    with pytest.raises(SystemExit) as exit_:
-        _cli.main(arguments)
-    return exit_.value.code
 
 
 def test_everything_is_measured_printed_and_written(capsys, tmp_path):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import toy
+from command_line import topogen
 
-from topogen import _cli
 from topogen.errors import SpecError, TopogenError
 from topogen_torch._training._show import Show
 from topogen_torch.studies import STUDIES, _command, study_named
@@ -176,13 +176,6 @@ def test_a_committed_page_is_what_its_table_says(name: str, tmp_path: Path) -> N
 
 
 # ---- the command
-
-
-def topogen(*arguments: str) -> int:
-    """Run the command in this process and return its exit code."""
-    with pytest.raises(SystemExit) as exit_:
-        _cli.main(arguments)
-    return int(exit_.value.code or 0)
 
 
 def test_the_command_lists_the_studies(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import rows, topogen, without_timing
 from small_run import DATA
 from torch import nn
 
 import topogen as tg
 import topogen_torch as tt
-from topogen import _cli
 from topogen.errors import SpecError
-from topogen_torch._reports import _timing
 from topogen_torch._training import _run
 from topogen_torch._training._members import Member, members, method_of, model_of
 from topogen_torch._training._methods import METHODS, apply_once, checked_method, make_method, score_baselines, takes
@@ -34,20 +32,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_timing, "_LAP", 0.0)
-    monkeypatch.setattr(_timing, "_ROUNDS", (1, 1))
-
-
-def topogen(*arguments: str) -> int:
-    """Run the command in this process and return its exit code."""
-    with pytest.raises(SystemExit) as exit_:
-        _cli.main(arguments)
-    return int(exit_.value.code or 0)
-
-
-def rows(folder: str, name: str) -> list[dict[str, str]]:
-    with (Path(folder) / name).open(newline="") as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+    without_timing(monkeypatch)
 
 
 def method(name: str, **settings: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import socket
@@ -13,14 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import rows, topogen, without_timing
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import topogen as tg
 import topogen_torch as tt
-from topogen import _cli
 from topogen.errors import FormatError
-from topogen_torch._reports import _timing
 from topogen_torch._training import _run
 from topogen_torch._training._members import model_from_weights
 from topogen_torch._training._settings import read_settings
@@ -32,25 +30,7 @@ QUICK = ("--epochs", "2", "--batch-size", "200")
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    _without_timing(monkeypatch)
-
-
-def _without_timing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(_timing, "_LAP", 0.0)
-    patch.setattr(_timing, "_ROUNDS", (1, 1))
-
-
-def topogen(*arguments: str) -> int:
-    """Run the command in this process and return its exit code."""
-    with pytest.raises(SystemExit) as exit_:
-        _cli.main(arguments)
-    return int(exit_.value.code or 0)
-
-
-def rows(folder: Path | str, name: str = "metrics.csv") -> list[dict[str, str]]:
-    """Rows of a CSV file without the times, which differ from run to run."""
-    with (Path(folder) / name).open(newline="") as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+    without_timing(monkeypatch)
 
 
 def connections(folder: Path | str) -> int:
@@ -64,7 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        _without_timing(patch)
+        without_timing(patch)
         assert topogen("train", *QUICK, "--spec", SMALL, "--method", "set(update_every=3)", "--out", "run") == 0
     return folder / "run"
 
