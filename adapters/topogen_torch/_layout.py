@@ -58,6 +58,7 @@ def stored_index(pattern: sp.csr_array, owner: str) -> dict[str, Tensor]:
     -------
     dict of Tensor
         ``indptr`` (n_in + 1,) and ``indices`` (nnz,), int32; ``sizes`` (2,), int64; ``pattern_hash`` (32,), uint8.
+        The first two are the pattern's own memory if that has int32.
 
     Raises
     ------
@@ -66,8 +67,8 @@ def stored_index(pattern: sp.csr_array, owner: str) -> dict[str, Tensor]:
     """
     refuse_wide(*pattern.shape, pattern.nnz, owner)
     return {
-        "indptr": torch.from_numpy(pattern.indptr.astype(np.int32)),
-        "indices": torch.from_numpy(pattern.indices.astype(np.int32)),
+        "indptr": torch.from_numpy(pattern.indptr.astype(np.int32, copy=False)),
+        "indices": torch.from_numpy(pattern.indices.astype(np.int32, copy=False)),
         "sizes": torch.tensor(pattern.shape, dtype=torch.int64, device="cpu"),
         "pattern_hash": torch.frombuffer(bytearray.fromhex(pattern_hash(pattern)), dtype=torch.uint8),
     }

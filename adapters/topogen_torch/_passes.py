@@ -26,10 +26,11 @@ __all__ = [
     "left",
     "mark",
     "nth_empty",
+    "place_type",
 ]
 
 Ints = NDArray[np.int32]
-Places = NDArray[np.int64]
+Places = NDArray[np.int32 | np.int64]
 Bits = NDArray[np.uint8]
 
 
@@ -44,13 +45,19 @@ def _compiled() -> ModuleType | None:
     return exchange
 
 
+def place_type(possible: int) -> type[np.int32] | type[np.int64]:
+    """Return the shorter ints that can number so many places: what passes over them wait for is memory."""
+    return np.int32 if possible < 2**31 else np.int64
+
+
 def flat_places(indptr: Ints, indices: Ints, columns: int) -> Places:
     """Return the places of a canonical csr matrix of so many columns, rising."""
+    kind = place_type((len(indptr) - 1) * columns)
     if (fast := _compiled()) is not None:
-        places = np.empty(len(indices), np.int64)
+        places = np.empty(len(indices), kind)
         fast.flat(indptr, indices, columns, places)
         return places
-    rows = np.repeat(np.arange(len(indptr) - 1, dtype=np.int64), np.diff(indptr))
+    rows = np.repeat(np.arange(len(indptr) - 1, dtype=kind), np.diff(indptr))
     return rows * columns + indices
 
 
@@ -81,11 +88,12 @@ def csc_index(indptr: Ints, indices: Ints, columns: int) -> tuple[Ints, Ints, In
 def exchanged(now: Places, gone: NDArray[np.bool_], grown: Places) -> tuple[Places, Ints, int]:
     """Return the rising places that are left when some are gone and others grow, and where in `now` each is, or -1.
 
+    Both kinds of places are ints of one type.
     The number behind them says how many grow where one stays; then the rest means nothing.
     """
     if (fast := _compiled()) is not None:
         count = len(now) - int(np.count_nonzero(gone)) + len(grown)
-        places, origins = np.empty(count + 1, np.int64), np.empty(count + 1, np.int32)
+        places, origins = np.empty(count + 1, now.dtype), np.empty(count + 1, np.int32)
         taken = fast.exchanged(now, gone, grown, places, origins)
         return places[:count], origins[:count], taken
     kept = np.flatnonzero(~gone)
@@ -94,7 +102,7 @@ def exchanged(now: Places, gone: NDArray[np.bool_], grown: Places) -> tuple[Plac
     taken = int(np.isin(grown, now[kept]).sum())
     behind += np.arange(len(grown))
     old[behind] = False  # where the new ones go
-    places, origins = np.empty(len(old), np.int64), np.empty(len(old), np.int32)
+    places, origins = np.empty(len(old), now.dtype), np.empty(len(old), np.int32)
     origins[old] = kept
     places[old] = now[kept]
     places[behind] = grown
@@ -122,7 +130,7 @@ def left(now: Places, gone: NDArray[np.bool_]) -> Places:
     if (fast := _compiled()) is None:
         return now[~gone]
     count = len(now) - int(np.count_nonzero(gone))
-    places = np.empty(count + 1, np.int64)
+    places = np.empty(count + 1, now.dtype)
     fast.left(now, gone, places)
     return places[:count]
 
@@ -136,12 +144,16 @@ def mark(bits: Bits, places: Places) -> None:
 
 
 def nth_empty(ranks: Places, occupied: Places) -> Places:
-    """Return the places that have so many empty ones before them: the r-th empty place for each rank r, rising."""
+    """Return the places that have so many empty ones before them: the r-th empty place for each rank r, rising.
+
+    Ranks and places are ints of the type of the occupied places.
+    """
     if (fast := _compiled()) is not None:
-        places = np.empty(len(ranks), np.int64)
+        places = np.empty(len(ranks), occupied.dtype)
         fast.nth_empty(ranks, occupied, places)
         return places
-    return ranks + np.searchsorted(occupied - np.arange(len(occupied)), ranks, side="right")
+    before = np.searchsorted(occupied - np.arange(len(occupied), dtype=occupied.dtype), ranks, side="right")
+    return ranks + before.astype(occupied.dtype)
 
 
 def above(first: int, gradients: NDArray[Any], kept: Places, least: float) -> tuple[NDArray[Any], Places]:
@@ -167,11 +179,11 @@ def first_distinct(draw: Callable[[int], Places], population: int, count: int) -
     """
     fast = _compiled()
     if fast is None or population > _SPARSE * count:
-        return _sorted_distinct(draw, population, count)
+        return _sorted_distinct(draw, population, count).astype(place_type(population), copy=False)
     words, wanted = np.zeros(-(-population // 64), "<u8"), count
     while wanted:
         wanted = fast.mark_first(words.view(np.uint8), draw(wanted + wanted // 16 + 8), wanted)
-    numbers = np.empty(count, np.int64)
+    numbers = np.empty(count, place_type(population))
     fast.marked(words, numbers)
     return numbers
 

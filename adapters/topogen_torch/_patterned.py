@@ -171,9 +171,10 @@ class Patterned(nn.Module):
 
     def _buffers_of(self, stored: sp.csr_array) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the buffers that store a pattern and those derived from it; the layer is left as it is."""
-        return self._stored_buffers(stored), self._derived_buffers(stored)
+        return self._stored_buffers(stored.copy()), self._derived_buffers(stored)
 
     def _stored_buffers(self, stored: sp.csr_array) -> dict[str, Tensor]:
+        """Return the buffers of the state dict, which take over the pattern's memory."""
         return self._placed(stored_index(stored, type(self).__name__))
 
     def _derived_buffers(self, stored: sp.csr_array) -> dict[str, Tensor]:

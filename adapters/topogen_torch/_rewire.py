@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,14 +19,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from topogen.errors import SpecError
-from topogen_torch._passes import csr_index, exchanged, flat_places, follow
+from topogen_torch._passes import Places, csr_index, exchanged, flat_places, follow
 from topogen_torch._patterned import Patterned, resize
 from topogen_torch._signals import undisturbed
 from topogen_torch._together import together
 
 __all__ = ["Places", "Rewiring", "places_of", "refuse_sharded", "rewire"]
 
-Places = NDArray[np.int64]
 Origins = NDArray[np.int32]
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what numbers of so many bytes are moved as
@@ -40,14 +38,14 @@ class Rewiring:
     Attributes
     ----------
     layer : Patterned
-    places : ndarray of int64
+    places : ndarray of int32 or int64
         Where the layer will have connections: rising, each once. A place that is occupied now keeps its value and the
         optimizer's state bit for bit, whatever else happens; every other one is a newcomer.
     newcomers : Tensor, shape (number of newcomers, *unit), optional
         Their values, in the order of their places; 0 without it. Their optimizer state is 0 in any case.
     origins : ndarray of int32, shape of `places`, optional
         Which unit of the layer each place has now, -1 for newcomers; found by search where the caller does not know.
-    grown : ndarray of int64, optional
+    grown : ndarray of int32 or int64, optional
         Some of the places, all newcomers among them, where the caller knows.
     """
 
@@ -61,7 +59,7 @@ class Rewiring:
     def keeping(cls, layer: Patterned, kept: NDArray[Any]) -> Rewiring:
         """Return the rewiring that leaves the units of these rising indices, or of a mask, and no others."""
         kept = np.flatnonzero(kept) if kept.dtype == np.bool_ else kept
-        return cls(layer, places_of(layer)[kept], origins=kept.astype(np.int32), grown=np.empty(0, np.int64))
+        return cls(layer, places_of(layer)[kept], origins=kept.astype(np.int32), grown=np.empty(0, np.int32))
 
     @classmethod
     def exchanging(cls, layer: Patterned, now: Places, dropped: NDArray[Any], grown: Places) -> Rewiring | None:
@@ -70,11 +68,11 @@ class Rewiring:
         Parameters
         ----------
         layer : Patterned
-        now : ndarray of int64
+        now : ndarray of int32 or int64
             `places_of` the layer.
         dropped : ndarray of int64 or of bool
             Indices of units, each once, or a mask of them.
-        grown : ndarray of int64
+        grown : ndarray of int32 or int64
             Rising places, each once, that are empty once the dropped ones are gone.
         """
         n_in, n_out = layer._stored_sizes
@@ -84,7 +82,7 @@ class Rewiring:
         if dropped.dtype != np.bool_:
             gone = np.zeros(len(now), np.bool_)
             gone[dropped] = True
-        places, origins, taken = exchanged(now, gone, grown)
+        places, origins, taken = exchanged(now, gone, grown.astype(now.dtype, copy=False))
         return None if taken else cls(layer, places, origins=origins, grown=grown)
 
     def origins_in(self, now: Places) -> Origins:
@@ -98,7 +96,7 @@ class Rewiring:
 
 
 def places_of(layer: Patterned) -> Places:
-    """Return where the layer has connections, rising."""
+    """Return where the layer has connections, rising: int32 where that can number every place of it, else int64."""
     return flat_places(layer.indptr.cpu().numpy(), layer.indices.cpu().numpy(), layer._stored_sizes[1])
 
 
@@ -125,7 +123,6 @@ def rewire(rewirings: Iterable[Rewiring], optimizers: Sequence[Optimizer] = ()) 
     rewirings = list(rewirings)
     for rewiring in rewirings:
         refuse_sharded(rewiring.layer)
-    # what takes longest first, so that threads end together
     changes = [_installed(rewiring) for rewiring in rewirings]
     moves: list[_Move] = []
     for rewiring in rewirings:
@@ -134,8 +131,15 @@ def rewire(rewirings: Iterable[Rewiring], optimizers: Sequence[Optimizer] = ()) 
         moves += own
     on_cpu = all(rewiring.layer.values.is_cpu for rewiring in rewirings)
     size = sum(len(rewiring.places) for rewiring in rewirings) if on_cpu else 0
-    results = iter(together([part for change in changes for part in change.parts], size=size))
-    assignments = [partial(change.put, *islice(results, len(change.parts))) for change in changes]
+    # What takes longest first, so that threads end together: the second part of an index. Both parts of a layer's begin
+    # with one pattern, which is there by the time another thread asks for it.
+    parts = sorted(
+        ((k, n) for k, change in enumerate(changes) for n in range(len(change.parts))), key=lambda part: -part[1]
+    )
+    results = dict(zip(parts, together([changes[k].parts[n] for k, n in parts], size=size), strict=True))
+    assignments = [
+        partial(change.put, *(results[k, n] for n in range(len(change.parts)))) for k, change in enumerate(changes)
+    ]
     count = min(torch.get_num_threads(), len(moves))
     hands = [_Hand(moves[k::count]) for k in range(count)]
     with undisturbed():

@@ -32,8 +32,11 @@ def way(request):
         yield request.param
 
 
-def some(rng, population):
-    return np.flatnonzero(rng.random(population) < rng.random())
+kinds = st.sampled_from([np.int32, np.int64])
+
+
+def some(rng, population, kind=np.int64):
+    return np.flatnonzero(rng.random(population) < rng.random()).astype(kind)
 
 
 @given(seeds, st.integers(0, 12), st.integers(1, 12))
@@ -92,34 +95,37 @@ def test_gradients_above_a_bound_are_those_that_a_loop_finds(way, dtype, length,
         np.testing.assert_array_equal(scores, np.abs(gradients[expected]))
 
 
-@given(seeds, st.integers(1, 60))
-def test_an_exchange_is_one_of_sets(way, seed, possible):
+@given(seeds, st.integers(1, 60), kinds)
+def test_an_exchange_is_one_of_sets(way, seed, possible, kind):
     """Some of what grows was just dropped, and keeps where it came from."""
     rng = np.random.default_rng(seed)
-    now = some(rng, possible)
+    now = some(rng, possible, kind)
     gone = rng.random(len(now)) < rng.random()
     kept = _passes.left(now, gone)
+    assert kept.dtype == kind
     assert kept.tolist() == [place for place, is_gone in zip(now, gone, strict=True) if not is_gone]
-    grown = np.array(sorted(set(some(rng, possible).tolist()) - set(kept.tolist())), np.int64)
+    grown = np.array(sorted(set(some(rng, possible).tolist()) - set(kept.tolist())), kind)
     places, origins, taken = _passes.exchanged(now, gone, grown)
     assert taken == 0
-    assert _passes.exchanged(now, gone, some(rng, 0) if len(kept) == 0 else kept[::2])[2] == -(-len(kept) // 2)
+    assert _passes.exchanged(now, gone, some(rng, 0, kind) if len(kept) == 0 else kept[::2])[2] == -(-len(kept) // 2)
     expected = sorted({*kept.tolist(), *grown.tolist()})
     number = {place: k for k, place in enumerate(now.tolist())}
+    assert (places.dtype, origins.dtype) == (kind, np.int32)
     assert places.tolist() == expected
     assert origins.tolist() == [number.get(place, -1) for place in expected]
 
 
-@given(seeds, st.integers(1, 300))
-def test_places_that_are_marked_and_empty_ones_that_are_counted(way, seed, possible):
+@given(seeds, st.integers(1, 300), kinds)
+def test_places_that_are_marked_and_empty_ones_that_are_counted(way, seed, possible, kind):
     rng = np.random.default_rng(seed)
-    occupied, already = some(rng, possible), some(rng, possible)
+    occupied, already = some(rng, possible, kind), some(rng, possible)
     bits = np.packbits(np.isin(np.arange(possible), already), bitorder="little")
     _passes.mark(bits, occupied)
     found = np.unpackbits(bits, count=possible, bitorder="little")
     assert set(np.flatnonzero(found).tolist()) == {*occupied.tolist(), *already.tolist()}
     empty = [place for place in range(possible) if place not in set(occupied.tolist())]
-    ranks = some(rng, len(empty))
+    ranks = some(rng, len(empty), kind)
+    assert _passes.nth_empty(ranks, occupied).dtype == kind
     assert _passes.nth_empty(ranks, occupied).tolist() == [empty[rank] for rank in ranks]
 
 

@@ -147,6 +147,25 @@ def test_a_loss_that_is_still_held_does_no_harm(dtype):
     assert layer.values.grad.tolist() == [2.0] * 3
 
 
+@pytest.mark.parametrize(("size", "kind"), [(46_340, np.int32), (46_341, np.int64)])
+def test_places_may_be_more_than_short_ints_can_number(size, kind):
+    """46,340 squared is just below 2^31."""
+    last = size - 1
+    layer = tt.SparseLinear(sp.csr_array(([1.0, 1.0], ([0, last], [0, last])), shape=(size, size)), bias=False)
+    with torch.no_grad():
+        layer.values.copy_(torch.tensor([2.0, 3.0]))
+    now = places_of(layer)
+    assert now.dtype == kind
+    assert now.tolist() == [0, size * size - 1]
+    grown = np.array([1, size * size - 2])
+    rewiring = Rewiring.exchanging(layer, now, np.array([True, False]), grown)
+    assert rewiring.places.tolist() == [1, size * size - 2, size * size - 1]
+    rewire([rewiring])
+    found = layer.to_scipy().tocoo()
+    assert list(zip(*found.coords, found.data, strict=True)) == [(0, 1, 0), (last, last - 1, 0), (last, last, 3)]
+    assert Rewiring.exchanging(layer, places_of(layer), np.array([0]), np.array([size * size])) is None
+
+
 def test_newcomers_may_start_somewhere():
     layer = tt.SparseLinear(sp.csr_array(np.eye(3)), bias=False)
     with torch.no_grad():
@@ -177,9 +196,10 @@ def test_nothing_is_changed_where_one_layer_cannot():
     assert second.nnz == 3
 
 
-def test_ctrl_c_waits_until_the_layer_is_whole(monkeypatch):
+@pytest.mark.parametrize("places", [[0, 1, 5, 7], [0, 1, 5]], ids=["another number", "as many"])
+def test_ctrl_c_waits_until_the_layer_is_whole(monkeypatch, places):
     layer, optimizer = trained(sp.csr_array(np.eye(3)), OPTIMIZERS["adam"])
-    install = layer._install
+    install, first = layer._install, float(layer.values.detach()[0])
 
     def interrupted(*buffers):
         os.kill(os.getpid(), signal.SIGINT)
@@ -187,9 +207,10 @@ def test_ctrl_c_waits_until_the_layer_is_whole(monkeypatch):
 
     monkeypatch.setattr(layer, "_install", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        rewire([Rewiring(layer, np.array([0, 1, 5, 7]))], [optimizer])
-    assert layer.nnz == len(layer.values) == 4
-    assert all(t.shape in ((4,), ()) for t in optimizer.state[layer.values].values())
+        rewire([Rewiring(layer, np.array(places))], [optimizer])
+    assert layer.nnz == len(layer.values) == len(places)
+    assert layer.values.tolist() == [first] + [0.0] * (len(places) - 1)
+    assert all(t.shape in ((len(places),), ()) for t in optimizer.state[layer.values].values())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

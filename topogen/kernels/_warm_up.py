@@ -80,18 +80,18 @@ def warm_up() -> None:
 
 
 def _passes_of_rewiring() -> None:
-    starts, indices, places = np.array([0, 1], np.int32), np.zeros(1, np.int32), np.zeros(2, np.int64)
+    starts, indices, places = np.array([0, 1], np.int32), np.zeros(1, np.int32), np.zeros(2, np.int32)
     now, gone, bits = places[:1], np.zeros(1, np.bool_), np.zeros(8, np.uint8)
     exchange.flat(starts, indices, 1, places)
     exchange.csr(now, 1, starts, indices)
     exchange.transposed(starts, indices, np.zeros(2, np.int32), indices.copy(), indices.copy())
-    exchange.exchanged(now, gone, now[:0], places, places.astype(np.int32))
+    exchange.exchanged(now, gone, now[:0], places, places.copy())
     exchange.left(now, gone, places)
     exchange.mark(bits, now)
-    exchange.mark_first(bits, now, 1)
+    exchange.mark_first(bits, np.zeros(1, np.int64), 1)
     exchange.marked(np.ones(1, np.uint64), now.copy())
     exchange.nth_empty(now, now, now.copy())
     for kind in (np.int8, np.int16, np.int32, np.int64):
         exchange.followed(np.zeros(1, kind), indices, np.zeros(1, kind))
     for kind in (np.float32, np.float64):
-        exchange.above(0, np.zeros(1, kind), now, 0.0, np.zeros(1, kind), now.copy(), 1)
+        exchange.above(0, np.zeros(1, kind), now, 0.0, np.zeros(1, kind), np.zeros(1, np.int64), 1)

@@ -32,6 +32,7 @@ __all__ = [
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
+Places = NDArray[np.int32 | np.int64]  # of one call all of one type
 Bits = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
@@ -41,7 +42,7 @@ _ONE = np.uint64(1)
 
 
 @kernel
-def flat(indptr: Ints, indices: Ints, columns: int, places: Longs) -> None:
+def flat(indptr: Ints, indices: Ints, columns: int, places: Places) -> None:
     """Write the places of a csr matrix of so many columns."""
     for row in range(len(indptr) - 1):
         start = row * columns
@@ -50,7 +51,7 @@ def flat(indptr: Ints, indices: Ints, columns: int, places: Longs) -> None:
 
 
 @kernel
-def exchanged(now: Longs, gone: Mask, grown: Longs, places: Longs, origins: Ints) -> int:
+def exchanged(now: Places, gone: Mask, grown: Places, places: Places, origins: Ints) -> int:
     """Merge the places that are not gone with those that grow, and write where in `now` each was, or -1.
 
     All places rise. The targets have one element more than there are results. Return how many grow where one stays;
@@ -72,7 +73,7 @@ def exchanged(now: Longs, gone: Mask, grown: Longs, places: Longs, origins: Ints
 
 @kernel
 def _merge_one(
-    now: Longs, gone: Mask, grown: Longs, k: int, j: int, written: int, places: Longs, origins: Ints
+    now: Places, gone: Mask, grown: Places, k: int, j: int, written: int, places: Places, origins: Ints
 ) -> tuple[int, int, int]:
     """Look at the lesser of two places, or at both if they are equal; return how far both sides and the targets are."""
     old, new = now[k], grown[j]
@@ -86,7 +87,7 @@ def _merge_one(
 
 @kernel
 def _merge_rest(
-    now: Longs, gone: Mask, grown: Longs, k: int, k_end: int, j: int, j_end: int, written: int, places: Longs,
+    now: Places, gone: Mask, grown: Places, k: int, k_end: int, j: int, j_end: int, written: int, places: Places,
     origins: Ints,
 ) -> int:  # fmt: skip
     """Merge until both sides end; return how far the targets are."""
@@ -105,7 +106,7 @@ def _merge_rest(
 
 
 @kernel
-def left(now: Longs, gone: Mask, places: Longs) -> None:
+def left(now: Places, gone: Mask, places: Places) -> None:
     """Write the places that are not gone. The target has one element more than there are results."""
     written = 0
     for k in range(len(now)):
@@ -114,7 +115,7 @@ def left(now: Longs, gone: Mask, places: Longs) -> None:
 
 
 @kernel
-def csr(places: Longs, columns: int, indptr: Ints, indices: Ints) -> None:
+def csr(places: Places, columns: int, indptr: Ints, indices: Ints) -> None:
     """Write the csr index of a matrix that has its entries at rising places."""
     row, start = 0, 0
     indptr[0] = 0
@@ -161,7 +162,7 @@ def transposed(indptr: Ints, indices: Ints, indptr_t: Ints, indices_t: Ints, per
 
 
 @kernel
-def mark(bits: Bits, places: Longs) -> None:
+def mark(bits: Bits, places: Places) -> None:
     """Set the bit of each place."""
     for place in places:
         bits[place >> 3] |= np.uint8(1 << (place & 7))
@@ -183,7 +184,7 @@ def mark_first(bits: Bits, numbers: Longs, wanted: int) -> int:
 
 
 @kernel
-def marked(words: Words, numbers: Longs) -> None:
+def marked(words: Words, numbers: Places) -> None:
     """Write the numbers whose bits are set, rising."""
     written = 0
     for k in range(len(words)):
@@ -195,7 +196,7 @@ def marked(words: Words, numbers: Longs) -> None:
 
 
 @kernel
-def nth_empty(ranks: Longs, occupied: Longs, places: Longs) -> None:
+def nth_empty(ranks: Places, occupied: Places, places: Places) -> None:
     """Write the place of the r-th place that is not occupied, for rising ranks r and rising occupied places."""
     half = len(ranks) // 2  # two halves take turns, as in `exchanged`
     k, before = 0, 0
@@ -208,7 +209,7 @@ def nth_empty(ranks: Longs, occupied: Longs, places: Longs) -> None:
 
 
 @kernel
-def _one_empty(ranks: Longs, occupied: Longs, k: int, before: int, places: Longs) -> tuple[int, int]:
+def _one_empty(ranks: Places, occupied: Places, k: int, before: int, places: Places) -> tuple[int, int]:
     """Go on by an occupied place or by a rank, without a branch that nobody can predict; return how far both are."""
     is_behind = occupied[before] - before <= ranks[k]
     places[k] = ranks[k] + before
@@ -216,7 +217,7 @@ def _one_empty(ranks: Longs, occupied: Longs, k: int, before: int, places: Longs
 
 
 @kernel
-def _rest_empty(ranks: Longs, occupied: Longs, k: int, end: int, before: int, places: Longs) -> None:
+def _rest_empty(ranks: Places, occupied: Places, k: int, end: int, before: int, places: Places) -> None:
     while k < end and before < len(occupied):
         k, before = _one_empty(ranks, occupied, k, before, places)
     while k < end:
@@ -225,7 +226,7 @@ def _rest_empty(ranks: Longs, occupied: Longs, k: int, end: int, before: int, pl
 
 
 @kernel
-def _occupied_before(rank: int, occupied: Longs) -> int:
+def _occupied_before(rank: int, occupied: Places) -> int:
     """Return how many occupied places lie before the one that has so many empty ones before it."""
     low, high = 0, len(occupied)
     while low < high:
@@ -251,7 +252,7 @@ _PIECE = 1 << 15  # gradients that a thread looks at before it claims more
 
 
 def above(
-    first: int, gradients: Floats, kept: Longs, least: float, scores: Floats, places: Longs, threads: int
+    first: int, gradients: Floats, kept: Places, least: float, scores: Floats, places: Longs, threads: int
 ) -> list[slice]:
     """Write the absolute values, above `least`, of the gradients of empty places, and these places; return where.
 
@@ -261,7 +262,7 @@ def above(
         The place of the first gradient.
     gradients : ndarray, shape (n,), float32 or float64
         Of a run of places; those of `kept` are overwritten.
-    kept : ndarray of int64
+    kept : ndarray of int32 or int64
         Rising places; some may lie outside of the run.
     least : float
         At least 0. NaN is above it.
@@ -294,7 +295,7 @@ def above(
 
 @kernel
 def _above(
-    team: Team, counters: Longs, first: int, gradients: Floats, kept: Longs, least: float, scores: Floats,
+    team: Team, counters: Longs, first: int, gradients: Floats, kept: Places, least: float, scores: Floats,
     places: Longs, counts: Longs,
 ) -> None:  # fmt: skip
     if spread(team):

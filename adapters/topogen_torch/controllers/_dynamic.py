@@ -158,11 +158,15 @@ class _Dynamic(Controller):
         return share
 
     def _grown(self, target: Target, kept: Places, count: int) -> Places:
+        rule = target.setting("grow")
+        if rule not in (at_random, by_gradient):
+            kept = kept.astype(np.int64, copy=False)  # as rules are promised
         request = Request(
             target.layer, kept, count, lambda: self._stream(target), self._tapes[target.name],
             lambda scores: self._sound(scores, target, "gradient"),
         )  # fmt: skip
-        return np.asarray(target.setting("grow")(request), np.int64)
+        grown = np.asarray(rule(request))
+        return grown if grown.dtype == kept.dtype else grown.astype(np.int64)
 
     def _refuse_growth(self, target: Target, kept: Places, grown: Places, count: int) -> NoReturn:
         outside = (grown < 0) | (grown >= target.possible)

@@ -158,10 +158,10 @@ def drawn_empty(rng: np.random.Generator, occupied: Places, possible: int, count
     """
     empty = possible - len(occupied)
     ranks = _subset(rng, empty, count)  # the r-th empty place has r empty ones and some occupied ones before it
-    return nth_empty(ranks, occupied)
+    return nth_empty(ranks.astype(occupied.dtype, copy=False), occupied)
 
 
-def _subset(rng: np.random.Generator, population: int, count: int) -> NDArray[np.int64]:
+def _subset(rng: np.random.Generator, population: int, count: int) -> Places:
     """Return a uniformly drawn subset of range(population), rising."""
     if 2 * count > population:
         left_out = _subset(rng, population, population - count)

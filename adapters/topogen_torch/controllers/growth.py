@@ -135,7 +135,7 @@ def _guess(request: Request) -> float | None:
     if (gradients := some_gradients(request.tape, rows)) is None:
         return None
     scores = np.abs(gradients.cpu().numpy())
-    begin, end = (np.searchsorted(request.kept, (rows + k) * n_out) for k in (0, 1))
+    begin, end = (np.searchsorted(request.kept, ((rows + k) * n_out).astype(request.kept.dtype)) for k in (0, 1))
     for k, row in enumerate(rows):
         scores[k, request.kept[begin[k] : end[k]] - row * n_out] = -1
     sample = scores[:, :: max(1, scores.size // _SAMPLE)].ravel()

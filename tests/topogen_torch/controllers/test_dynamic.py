@@ -266,8 +266,15 @@ def test_only_the_layers_that_match_are_controlled():
 
 def test_a_rule_of_growth_may_be_replaced_but_not_be_wrong():
     model = model_of()
-    first = lambda request: np.setdiff1d(np.arange(200), request.kept)[: request.count]  # noqa: E731
-    tt.SET(model, None, rng=0, update_every=1, layers="0", grow=lambda r: first(r)[: r.count]).step()
+
+    def first(request):
+        assert request.kept.dtype == np.int64  # as is promised
+        return np.setdiff1d(np.arange(200), request.kept)[: request.count][::-1]
+
+    ctl = tt.SET(model, None, rng=0, update_every=1, layers="0", grow=first)
+    count = model[0].nnz
+    ctl.step()
+    assert model[0].nnz == count
     wrong = tt.SET(model, None, rng=0, update_every=1, layers="0", grow=lambda request: request.kept[: request.count])
     sentence = r"The 'grow' parameter of SET must return (\d+) different empty places in \[0, 108\) for '0'. Got \1 "
     with pytest.raises(SpecError, match=sentence + r"different ones, \1 of them occupied and 0 outside\."):
