@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import pickle
 import re
 
@@ -212,9 +213,28 @@ def test_the_hash_is_that_of_the_graph(a, b):
     assert (tg.pattern_hash(a) == tg.pattern_hash(b)) == same
 
 
-def test_the_hash_of_a_known_pattern_stays_what_it_is():
-    digest = "41f2dfa9562e4ff8e8668a3fd43159778f3d859c946c99e4b593b2733c8afdee"
-    assert tg.pattern_hash(tg.as_pattern([[1, 0], [1, 1]])) == digest
+@pytest.mark.parametrize(
+    ("version", "digest"),
+    [
+        (1, "b1a0bf6df657437230a8a931d7c1a3e7210d11ab93fd7a5af6ccd5168e3226d8"),
+        (2, "41f2dfa9562e4ff8e8668a3fd43159778f3d859c946c99e4b593b2733c8afdee"),
+    ],
+)
+def test_the_hash_of_a_known_pattern_stays_what_it_is(version, digest):
+    assert tg.pattern_hash(tg.as_pattern([[1, 0], [1, 1]]), version) == digest
+
+
+@pytest.mark.parametrize(("columns", "kind"), [(2**16, "<u2"), (2**16 + 1, "<u4"), (2**31 - 1, "<u4")])
+def test_indices_are_hashed_in_as_few_bytes_as_all_of_a_shape_have_room_in(columns, kind):
+    pattern = sp.csr_array((np.ones(2, np.bool_), [1, columns - 1], [0, 2]), shape=(1, columns))
+    content = b"topogen layer pattern 2" + np.array([1, columns, 0, 2], "<i8").tobytes()
+    content += np.array([1, columns - 1]).astype(kind).tobytes()
+    assert tg.pattern_hash(pattern) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_hash_has_two_versions():
+    with pytest.raises(SpecError, match=r"^The 'version' parameter of pattern_hash must be 1 or 2\. Got 3\.$"):
+        tg.pattern_hash(tg.as_pattern([[1]]), 3)
 
 
 def test_bytes_of_a_pattern():

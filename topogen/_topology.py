@@ -79,21 +79,28 @@ def as_pattern(x: Any, *, name: str = "pattern") -> sp.csr_array:
     return pattern
 
 
-def pattern_hash(pattern: sp.csr_array) -> str:
+def pattern_hash(pattern: sp.csr_array, version: int = 2) -> str:
     """Return the SHA-256 of a canonical pattern's shape, row pointers and indices, whatever their int type.
 
-    Hashed are, after a name, little-endian ints: the shape and the row pointers in 8 bytes each, the indices in as many
-    of 2, 4 or 8 bytes as every column number of that shape has room in.
+    Hashed are a name and little-endian ints: the shape and the row pointers in 8 bytes each, the indices in as many of
+    2, 4 or 8 as every column number of the shape has room in.
 
     Parameters
     ----------
     pattern : csr_array, shape (n_in, n_out)
         In canonical form, as `as_pattern` returns it.
+    version : {1, 2}
+        1 is what patterns had at first, with 8 bytes an index; what carries it is still read.
 
     Returns
     -------
     str
         64 hexadecimal digits, equal for equal patterns on every machine.
+
+    Raises
+    ------
+    SpecError
+        If there is no such version.
 
     Examples
     --------
@@ -101,11 +108,12 @@ def pattern_hash(pattern: sp.csr_array) -> str:
     >>> tg.pattern_hash(tg.as_pattern([[1, 0], [0, 1]]))[:12]
     '7212820b301e'
     """
-    digest = hashlib.sha256(b"topogen layer pattern 2")
-    digest.update(np.array(pattern.shape, "<i8").data)
+    checks.one_of(version, "version", "pattern_hash", (1, 2))
     # Of the whole, making the hash is what takes longest when a layer is rewired: as few bytes as any index can have.
     narrow = next(kind for kind in ("<u2", "<u4", "<u8") if pattern.shape[1] - 1 <= np.iinfo(kind).max)
-    for part, kind in ((pattern.indptr, "<i8"), (pattern.indices, narrow)):
+    digest = hashlib.sha256(f"topogen layer pattern {version}".encode())
+    digest.update(np.array(pattern.shape, "<i8").data)
+    for part, kind in ((pattern.indptr, "<i8"), (pattern.indices, narrow if version > 1 else "<i8")):
         for start in range(0, len(part), _HASHED):  # a copy that stays in the cache
             digest.update(np.ascontiguousarray(part[start : start + _HASHED], dtype=kind).data)
     return digest.hexdigest()

@@ -21,6 +21,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from topogen import Topology, as_pattern, checks, pattern_hash
 from topogen.errors import SpecError
+from topogen_torch._layout import is_hash_of
 
 __all__ = ["MaskedAttention", "attention_mask", "mask_pattern"]
 
@@ -179,6 +180,11 @@ class MaskedAttention(nn.Module):
         flat = torch.zeros(self.n_queries * self.n_keys, dtype=torch.bool, device=device)
         return flat.index_fill(0, queries * self.n_keys + self.indices, True).view(self.n_queries, self.n_keys)
 
+    def _pattern(self) -> sp.csr_array:
+        """Return the mask as it was given: canonical, bool, shape (keys, queries)."""
+        parts = (np.ones(self.nnz, np.bool_), self.indices.cpu().numpy(), self.indptr.cpu().numpy())
+        return as_pattern(sp.csr_array(parts, shape=(self.n_queries, self.n_keys)).T)
+
     def extra_repr(self) -> str:
         """Sizes, pairs and what is computed of them."""
         possible = -(-self.n_keys // self.block_size) * -(-self.n_queries // self.block_size)
@@ -209,12 +215,14 @@ class MaskedAttention(nn.Module):
     ) -> None:
         promised = state_dict.get(f"{prefix}pattern_hash")
         if isinstance(promised, Tensor) and not torch.equal(promised.cpu(), self.pattern_hash.cpu()):
-            theirs, own = (bytes(part.flatten().tolist()).hex()[:12] for part in (promised, self.pattern_hash))
-            error_msgs.append(
-                f"The state of the mask '{prefix.rstrip('.')}' is refused: 'pattern_hash' must be that of the layer's "
-                f"mask, {own}... Got {theirs}..."
-            )
-            return
+            theirs, own = (bytes(part.flatten().tolist()).hex() for part in (promised, self.pattern_hash))
+            if not is_hash_of(self._pattern(), theirs):
+                error_msgs.append(
+                    f"The state of the mask '{prefix.rstrip('.')}' is refused: 'pattern_hash' must be that of the "
+                    f"layer's mask, {own[:12]}... Got {theirs[:12]}..."
+                )
+                return
+            state_dict = {**state_dict, f"{prefix}pattern_hash": self.pattern_hash}
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )  # fmt: skip

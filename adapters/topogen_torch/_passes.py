@@ -5,7 +5,7 @@ Both give the same numbers, bit for bit. What runs on a card needs no numba.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "above",
+    "can_follow",
     "csc_index",
     "csr_index",
     "exchanged",
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 Ints = NDArray[np.int32]
-Places = NDArray[np.int32 | np.int64]
+Places = NDArray[np.int32 | np.int64]  # in one call all of one type
 Bits = NDArray[np.uint8]
 
 
@@ -125,6 +126,15 @@ def follow(source: NDArray[np.signedinteger], origins: Ints, target: NDArray[np.
     target[old] = source[origins[old]]
 
 
+def can_follow(kinds: Iterable[np.dtype[Any]]) -> bool:
+    """Whether `follow` needs nothing that could fail for ints of these types: no memory, and nothing to be compiled."""
+    if (fast := _compiled()) is None:
+        return False
+    for kind in set(kinds):
+        fast.followed(np.zeros(1, kind), np.zeros(1, np.int32), np.zeros(1, kind))
+    return True
+
+
 def left(now: Places, gone: NDArray[np.bool_]) -> Places:
     """Return the places that are not gone."""
     if (fast := _compiled()) is None:
@@ -166,7 +176,7 @@ def above(first: int, gradients: NDArray[Any], kept: Places, least: float) -> tu
         parts = fast.above(first, gradients, kept, least, scores, places, torch.get_num_threads())
         return np.concatenate([scores[part] for part in parts]), np.concatenate([places[part] for part in parts])
     np.abs(gradients, out=gradients)
-    begin, end = np.searchsorted(kept, [first, first + len(gradients)])
+    begin, end = np.searchsorted(kept, np.array([first, first + len(gradients)], kept.dtype))
     gradients[kept[begin:end] - first] = -np.inf
     own = np.flatnonzero(~(gradients <= least))
     return gradients[own], own + first

@@ -144,6 +144,7 @@ class Patterned(nn.Module):
             return
         parameters = {name: parameter for name, parameter in self._parameters.items() if parameter is not None}
         self._adopt(stored)
+        state_dict = {**state_dict, f"{prefix}pattern_hash": self.pattern_hash}  # whatever version the state has
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )  # fmt: skip

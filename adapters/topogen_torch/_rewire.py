@@ -6,7 +6,8 @@ The places of the stored connections rise in value ordering.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from topogen.errors import SpecError
-from topogen_torch._passes import Places, csr_index, exchanged, flat_places, follow
+from topogen_torch._passes import Places, can_follow, csr_index, exchanged, flat_places, follow
 from topogen_torch._patterned import Patterned, resize
 from topogen_torch._signals import undisturbed
 from topogen_torch._together import together
@@ -123,29 +124,15 @@ def rewire(rewirings: Iterable[Rewiring], optimizers: Sequence[Optimizer] = ()) 
     rewirings = list(rewirings)
     for rewiring in rewirings:
         refuse_sharded(rewiring.layer)
-    changes = [_installed(rewiring) for rewiring in rewirings]
-    moves: list[_Move] = []
-    for rewiring in rewirings:
-        further, own = _followed_by(rewiring, optimizers)
-        changes += further
-        moves += own
+    changes, moves = _prepared(rewirings, optimizers)
     on_cpu = all(rewiring.layer.values.is_cpu for rewiring in rewirings)
     size = sum(len(rewiring.places) for rewiring in rewirings) if on_cpu else 0
-    # What takes longest first, so that threads end together: the second part of an index. Both parts of a layer's begin
-    # with one pattern, which is there by the time another thread asks for it.
-    parts = sorted(
-        ((k, n) for k, change in enumerate(changes) for n in range(len(change.parts))), key=lambda part: -part[1]
-    )
-    results = dict(zip(parts, together([changes[k].parts[n] for k, n in parts], size=size), strict=True))
-    assignments = [
-        partial(change.put, *(results[k, n] for n in range(len(change.parts)))) for k, change in enumerate(changes)
-    ]
-    count = min(torch.get_num_threads(), len(moves))
-    hands = [_Hand(moves[k::count]) for k in range(count)]
+    assignments = _computed(changes, size)
+    movers = _movers(moves)
     with undisturbed():
         for assign in assignments:
             assign()
-        together([hand.move for hand in hands], size=size)
+        together([mover.move for mover in movers], size=size)
 
 
 def refuse_sharded(layer: Patterned, name: str = "") -> None:
@@ -158,47 +145,96 @@ def refuse_sharded(layer: Patterned, name: str = "") -> None:
 
 
 class _Change(NamedTuple):
-    """A part of a rewiring.
+    """Something that is computed first and put in place afterwards.
 
     Attributes
     ----------
     parts : tuple of callable
-        What computes and allocates everything; they depend on nothing.
+        What computes and allocates everything; none depends on another.
     put : callable
-        Takes their results and puts them in place; it cannot fail. Of one layer's, in the order they are given in.
+        Takes their results in their order and puts them in place; it cannot fail.
     """
 
     parts: tuple[Callable[[], Any], ...]
     put: Callable[..., Any]
 
 
-class _Move(NamedTuple):
-    """Entries of a tensor that are to take other places in it.
+class _Follower(NamedTuple):
+    """A tensor with one entry for each value, whose entries follow the connections.
 
     Attributes
     ----------
-    entries : ndarray of ints
-        The tensor's memory.
+    tensor : Tensor
     origins : ndarray of int32
-        Of its new entries.
+        Which entry is to stand at each place, -1 for a new one.
+    put : callable
+        Makes another tensor take its place.
+    may_stay : bool
+        Whether the entries may take their new places in the tensor's own memory.
+    newcomers : Tensor, optional
+        The new entries; 0 without it.
     """
 
-    entries: NDArray[np.signedinteger]
+    tensor: Tensor
     origins: Origins
+    put: Callable[[Tensor], Any]
+    may_stay: bool = True
+    newcomers: Tensor | None = None
+
+    @property
+    def can_stay(self) -> bool:
+        """Whether they may, and can."""
+        fits = _is_plain(self.tensor) and self.tensor.is_contiguous() and len(self.tensor) == len(self.origins)
+        return self.may_stay and fits
+
+    def changed(self) -> _Change:
+        """Return the change to a new tensor."""
+        return _Change((partial(_followed, self.tensor.detach(), self.origins, self.newcomers),), self.put)
 
 
-class _Hand:
-    """Carries moves out, which cannot fail: one room for all of them, since new memory for each would take longer."""
+class _Mover:
+    """Lets the entries of tensors take other places in their own memory; that cannot fail.
 
-    def __init__(self, moves: Sequence[_Move]) -> None:
-        self.moves = moves
-        self._room = np.empty(max(move.entries.nbytes for move in moves), np.uint8)
+    One scratch buffer serves all of them: new memory for each tensor takes longer than moving its entries.
+    """
+
+    def __init__(self, followers: Sequence[_Follower]) -> None:
+        self._moves = [(_as_ints(one.tensor), one.origins) for one in followers]
+        self._scratch = np.empty(max(entries.nbytes for entries, _ in self._moves), np.uint8)
 
     def move(self) -> None:
-        for entries, origins in self.moves:
-            moved = self._room[: entries.nbytes].view(entries.dtype)
+        for entries, origins in self._moves:
+            moved = self._scratch[: entries.nbytes].view(entries.dtype)
             follow(entries, origins, moved)
             entries[:] = moved
+
+
+def _prepared(rewirings: Sequence[Rewiring], optimizers: Sequence[Optimizer]) -> tuple[list[_Change], list[_Follower]]:
+    """Return what is computed anew, and the tensors whose entries move within their memory."""
+    followers = [one for rewiring in rewirings for one in _followers(rewiring, optimizers)]
+    # What shares memory must not be moved twice: a state tensor may be the gradient, or another layer's.
+    held = Counter(_memory(one.tensor) for one in followers)
+    moves = [one for one in followers if one.can_stay and held[_memory(one.tensor)] == 1]
+    if not can_follow(_as_ints(one.tensor).dtype for one in moves):
+        moves = []
+    moving = set(map(id, moves))
+    changes = [_installed(rewiring) for rewiring in rewirings]
+    return changes + [one.changed() for one in followers if id(one) not in moving], moves
+
+
+def _computed(changes: Sequence[_Change], size: int) -> list[Callable[[], Any]]:
+    """Compute all parts of all changes; return what puts them in place."""
+    # What takes longest first, so that threads end together: the second part of an index. Both parts of a layer's begin
+    # with one pattern, which is there by the time another thread asks for it.
+    order = sorted(((k, n) for k, one in enumerate(changes) for n in range(len(one.parts))), key=lambda part: -part[1])
+    results = dict(zip(order, together([changes[k].parts[n] for k, n in order], size=size), strict=True))
+    return [partial(one.put, *(results[k, n] for n in range(len(one.parts)))) for k, one in enumerate(changes)]
+
+
+def _movers(moves: Sequence[_Follower]) -> list[_Mover]:
+    """Share the moves out among as many movers as there are threads."""
+    count = min(torch.get_num_threads(), len(moves))
+    return [_Mover(moves[k::count]) for k in range(count)]
 
 
 def _installed(rewiring: Rewiring) -> _Change:
@@ -210,50 +246,45 @@ def _installed(rewiring: Rewiring) -> _Change:
     )
 
 
-def _followed_by(rewiring: Rewiring, optimizers: Sequence[Optimizer]) -> tuple[list[_Change], list[_Move]]:
-    """Return what happens to the values, their gradient and their state in optimizers."""
-    values = rewiring.layer.values
+def _followers(rewiring: Rewiring, optimizers: Sequence[Optimizer]) -> Iterator[_Follower]:
+    """Yield what follows the connections of a layer, in the order in which it is put in place.
+
+    First the state in optimizers, which may share the values' memory, then the values, then their gradient, which must
+    have their shape.
+    """
+    values, newcomers = rewiring.layer.values, rewiring.newcomers
     origins = rewiring.origins_in(places_of(rewiring.layer) if rewiring.origins is None else rewiring.places[:0])
-    changes: list[_Change] = []
-    moves: list[_Move] = []
-
-    def follows(tensor: Tensor, put: Callable[[Tensor], None]) -> None:
-        if _is_plain(tensor) and tensor.is_contiguous() and len(tensor) == len(origins):
-            moves.append(_Move(_as_ints(tensor), origins))
-        else:
-            changes.append(_Change((partial(_followed, tensor, origins),), put))
-
-    def valued() -> Tensor:
-        next_values = _followed(values.data, origins)
-        if rewiring.newcomers is not None:
-            new = torch.from_numpy(np.flatnonzero(origins < 0)).to(values.device)
-            next_values[new] = rewiring.newcomers.to(next_values)
-        return next_values
-
-    if rewiring.newcomers is None:
-        follows(values, partial(_replace, values))
-    else:
-        changes.append(_Change((valued,), partial(_replace, values)))
-    if (gradient := values.grad) is not None:
-        follows(gradient, partial(setattr, values, "grad"))
     for optimizer in optimizers:
         state = optimizer.state.get(values, {})
         for name in _following(state, values, optimizer):
-            follows(state[name], partial(_replace_in, state, name))
-    return changes, moves
+            yield _Follower(state[name], origins, partial(_replace_in, state, name))
+    yield _Follower(values, origins, partial(_replace, values), may_stay=newcomers is None, newcomers=newcomers)
+    if (gradient := values.grad) is not None:  # autograd may have given its memory to another parameter too
+        yield _Follower(gradient, origins, partial(setattr, values, "grad"), may_stay=False)
 
 
-def _followed(tensor: Tensor, origins: Origins) -> Tensor:
-    """Return a tensor's entries in the order of `origins`, 0 where these are negative."""
+def _memory(tensor: Tensor) -> int:
+    """Return where a tensor's memory begins; 0 for tensors of other kinds, which are never moved."""
+    return tensor.untyped_storage().data_ptr() if type(tensor) in (Tensor, nn.Parameter) else 0
+
+
+def _followed(tensor: Tensor, origins: Origins, newcomers: Tensor | None = None) -> Tensor:
+    """Return a tensor's entries in the order of `origins`; where these are negative, newcomers or 0."""
     if _is_plain(tensor):
         result = torch.empty(len(origins), dtype=tensor.dtype, device="cpu")
         follow(_as_ints(tensor), origins, _as_ints(result))
+        if newcomers is not None:
+            result[torch.from_numpy(np.flatnonzero(origins < 0))] = newcomers.to(result)
         return result
-    new = np.flatnonzero(origins < 0)
+    new = torch.from_numpy(np.flatnonzero(origins < 0)).to(tensor.device)
     if len(new) == len(origins):
-        return tensor.new_zeros(len(origins), *tensor.shape[1:])
-    source = torch.from_numpy(np.maximum(origins, 0) if len(new) else origins).to(tensor.device)
-    return tensor.index_select(0, source).index_fill_(0, torch.from_numpy(new).to(tensor.device), 0)
+        result = tensor.new_zeros(len(origins), *tensor.shape[1:])
+    else:
+        source = torch.from_numpy(np.maximum(origins, 0) if len(new) else origins).to(tensor.device)
+        result = tensor.index_select(0, source).index_fill_(0, new, 0)
+    if newcomers is not None:
+        result[new] = newcomers.to(result)
+    return result
 
 
 def _is_plain(tensor: Tensor) -> bool:

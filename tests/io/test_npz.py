@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import topogen as tg
 from topogen.errors import SpecError
+from topogen.io import _npz
 from topogen.testing import seeds, specs, topologies
 
 
@@ -92,6 +93,14 @@ def test_numpy_reads_the_file_alone(saved, net):
     assert header["sizes"] == [6, 9, 3]
     assert header["topogen"] == tg.__version__
     assert header["spec"]["family"] == "ErdosRenyi"
+
+
+def test_a_file_with_hashes_of_the_first_version_is_read(net, saved, monkeypatch, tmp_path):
+    monkeypatch.setattr(_npz, "pattern_hash", lambda pattern: tg.pattern_hash(pattern, 1))
+    tg.save(net, tmp_path / "old.npz")
+    monkeypatch.undo()
+    assert (tmp_path / "old.npz").read_bytes() != saved.read_bytes()
+    assert tg.load(tmp_path / "old.npz") == net
 
 
 def test_equal_topologies_give_equal_bytes(net, saved, tmp_path):

@@ -381,6 +381,13 @@ class TestMask:
         ):
             layer.load_state_dict(other.state_dict())
 
+    def test_a_state_with_a_hash_of_the_first_version_is_taken(self):
+        layer = masked(CAUSAL)
+        state = layer.state_dict()
+        first = bytearray.fromhex(tg.pattern_hash(tg.as_pattern(CAUSAL), 1))
+        layer.load_state_dict({**state, "mask.pattern_hash": torch.frombuffer(first, dtype=torch.uint8)})
+        assert torch.equal(layer.state_dict()["mask.pattern_hash"], masked(CAUSAL).state_dict()["mask.pattern_hash"])
+
     def test_dropout_acts_on_the_weights(self):
         layer = masked(CAUSAL)
         layer.dropout = 1.0

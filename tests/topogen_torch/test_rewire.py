@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import topogen_torch as tt
 from topogen.errors import SpecError
-from topogen_torch import _rewire
+from topogen_torch import _passes, _rewire
 from topogen_torch._rewire import Rewiring, places_of, rewire
 
 OPTIMIZERS = {
@@ -164,6 +164,92 @@ def test_places_may_be_more_than_short_ints_can_number(size, kind):
     found = layer.to_scipy().tocoo()
     assert list(zip(*found.coords, found.data, strict=True)) == [(0, 1, 0), (last, last - 1, 0), (last, last, 3)]
     assert Rewiring.exchanging(layer, places_of(layer), np.array([0]), np.array([size * size])) is None
+
+
+def shared_with_the_gradient(layer, state):
+    state["shared"] = layer.values.grad
+
+
+def shared_with_the_values(layer, state):
+    state["shared"] = layer.values.detach()  # what .to(float64) returns, too
+
+
+def shared_by_two_names(layer, state):
+    state["shared"] = state["more"] = torch.arange(1.0, 7.0, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("share", [shared_with_the_gradient, shared_with_the_values, shared_by_two_names])
+@pytest.mark.parametrize("newcomers", [None, torch.tensor([7.0, 8.0])], ids=["zero", "given"])
+def test_what_shares_memory_is_moved_once(share, newcomers):
+    """As many connections before and after, so that everything could stay where it is."""
+    layer = tt.SparseLinear(np.array([[1, 1, 1], [1, 1, 1], [0, 0, 0]]), bias=False, dtype=torch.float64)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    layer.values.grad = torch.arange(1.0, 7.0, dtype=torch.float64) * 10
+    share(layer, optimizer.state[layer.values])
+    state = optimizer.state[layer.values]
+    tensors = {"values": layer.values.detach(), "gradient": layer.values.grad, **state}
+    before = {name: tensor.tolist() for name, tensor in tensors.items()}
+    rewire([Rewiring(layer, np.array([0, 2, 3, 5, 6, 7]), newcomers)], [optimizer])
+    new = [0.0, 0.0] if newcomers is None else newcomers.tolist()
+    found = {"values": layer.values.detach(), "gradient": layer.values.grad, **state}
+    for name, tensor in found.items():
+        kept = [before[name][k] for k in (0, 2, 3, 5)]
+        behind = tensor.tolist()[4:]
+        assert tensor.tolist()[:4] == kept
+        assert behind == new if name == "values" else behind in ([0.0, 0.0], new)
+
+
+def test_gradients_of_two_layers_may_be_one_tensor():
+    first, second = (tt.SparseLinear(np.ones((2, 3)), bias=False) for _ in range(2))
+    ((first.values.view(-1) + second.values.view(-1)) * torch.arange(1.0, 7.0)).sum().backward()
+    rewire([Rewiring(layer, np.array([0, 2, 3, 4])) for layer in (first, second)])
+    rewire([Rewiring(layer, np.array([0, 1, 3, 5])) for layer in (first, second)])
+    assert first.values.grad.tolist() == second.values.grad.tolist() == [1.0, 0.0, 4.0, 0.0]
+    shared = torch.arange(1.0, 5.0)
+    first.values.grad, other = shared, shared  # that of a parameter which stays as it is
+    rewire([Rewiring(first, np.array([0, 1, 2, 3]))])
+    assert first.values.grad.tolist() == [1.0, 2.0, 0.0, 3.0]
+    assert other.tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_values_may_be_tied():
+    first, second = (tt.SparseLinear(np.ones((2, 3)), bias=False) for _ in range(2))
+    second.values = first.values
+    with torch.no_grad():
+        first.values.copy_(torch.arange(1.0, 7.0))
+    rewire([Rewiring(layer, np.array([0, 2, 3, 5])) for layer in (first, second)])
+    with torch.no_grad():
+        first.values.copy_(torch.arange(1.0, 5.0))
+    rewire([Rewiring(layer, np.array([1, 2, 3, 5])) for layer in (first, second)])
+    assert first.values.tolist() == second.values.tolist() == [0.0, 2.0, 3.0, 4.0]
+
+
+def test_nothing_is_changed_where_a_pass_cannot_be_compiled(monkeypatch):
+    layer, optimizer = trained(sp.csr_array(np.eye(3)), OPTIMIZERS["adam"])
+    old, compiled = snapshot(layer, optimizer), _passes._compiled()
+
+    class Full:
+        def __getattr__(self, name):
+            if name == "followed":
+                raise OSError(28, "No space left on device")
+            return getattr(compiled, name)
+
+    monkeypatch.setattr(_passes, "_compiled", Full)
+    with pytest.raises(OSError, match="No space left"):
+        rewire([Rewiring(layer, np.array([0, 1, 5]))], [optimizer])
+    monkeypatch.undo()
+    assert snapshot(layer, optimizer) == old
+
+
+def test_without_compiled_passes_nothing_moves_in_place(monkeypatch):
+    """They would need memory while the layer is half changed."""
+    monkeypatch.setattr(_passes, "_compiled", lambda: None)
+    layer, optimizer = trained(sp.csr_array(np.eye(3)), OPTIMIZERS["adam"])
+    moved = []
+    monkeypatch.setattr(_rewire._Mover, "move", lambda self: moved.append(self))
+    rewire([Rewiring(layer, np.array([0, 1, 5]))], [optimizer])
+    assert not moved
+    assert layer.values[1:].tolist() == [0.0, 0.0]
 
 
 def test_newcomers_may_start_somewhere():

@@ -37,6 +37,14 @@ def test_results_come_in_order(size, count):
     assert sorted(log) == [(name, step) for name in range(count) for step in range(name % 3)]
 
 
+def test_where_the_system_grants_no_thread_one_does_it_all(monkeypatch):
+    def refuse(pool, work):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_together.ThreadPoolExecutor, "submit", refuse)
+    assert together([lambda k=k: k * k for k in range(7)], size=LARGE) == [k * k for k in range(7)]
+
+
 def test_where_one_yields_the_next_goes_on():
     log = []
     in_turns([counting(log, name, 2) for name in "abc"], size=0)

@@ -181,7 +181,6 @@ def _read_archive(archive: zipfile.ZipFile, size: int) -> Topology:
     if expected != set(members):
         missing, foreign = _few(expected - set(members)), _few(set(members) - expected)
         raise FormatError(f"it must hold {depth} layers and no more (missing: {missing}; foreign: {foreign}).")
-    digest = _digest(header.sizes)
     patterns: list[sp.csr_array] = []
     for k in range(depth):
         shape = (header.sizes[k], header.sizes[k + 1])
@@ -189,14 +188,21 @@ def _read_archive(archive: zipfile.ZipFile, size: int) -> Topology:
         if tuple(stored.tolist()) != shape:
             raise FormatError(f"layer {k} has the shape {tuple(stored.tolist())}, and the header's sizes say {shape}.")
         patterns.append(_pattern(k, shape, indptr, indices))
-        digest.update(bytes.fromhex(pattern_hash(patterns[k])))
     relays = None
     if header.has_relays:
         relays = [_read_array(archive, members[f"relays_{k}"], "i", 1) for k in range(depth + 1)]
-        for row in relays:
+
+    def content(version: int) -> str:
+        digest = _digest(header.sizes)
+        for pattern in patterns:
+            digest.update(bytes.fromhex(pattern_hash(pattern, version)))
+        for row in relays or ():
             _add_relays(digest, row)
-    if digest.hexdigest() != header.sha256:
-        raise FormatError(f"its content has the hash {digest.hexdigest()}, and its header says {header.sha256!r}.")
+        return digest.hexdigest()
+
+    found = content(2)
+    if found != header.sha256 != content(1):
+        raise FormatError(f"its content has the hash {found}, and its header says {header.sha256!r}.")
     try:
         return Topology(patterns, spec=header.spec, seed=header.seed, relays=relays)
     except SpecError as error:  # the layers have been checked

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from topogen import Schedule, as_seed, checks
 from topogen.errors import SpecError, TopogenError
+from topogen_torch._layout import is_hash_of
 from topogen_torch._patterned import Patterned
 from topogen_torch._ranks import check_ranks, check_same, retire_wrappers
 from topogen_torch._rewire import Rewiring, refuse_sharded, rewire
@@ -43,7 +44,7 @@ class Target:
         self.layer = layer
         self.number = number  # in the order of the model's layers: names the layer's draws
         self._settings = dict(settings)
-        self.seen = bytes(layer.pattern_hash.tolist())
+        self.look()
 
     @property
     def possible(self) -> int:
@@ -56,6 +57,23 @@ class Target:
         """Units stored now."""
         return self.layer.values.shape[0]
 
+    def look(self) -> None:
+        """Take the pattern that the layer has now for the one that it should have."""
+        self._hash = self.layer.pattern_hash
+        self._version = _version(self._hash)
+        self.seen = bytes(self._hash.tolist())
+
+    @property
+    def is_as_seen(self) -> bool:
+        """Whether the layer has the pattern that it had at the last look."""
+        found = self.layer.pattern_hash
+        if found is self._hash and self._version is not None and _version(found) == self._version:
+            return True  # nobody has written to it, as nobody has at most steps
+        if bytes(found.tolist()) != self.seen:
+            return False
+        self._hash, self._version = found, _version(found)
+        return True
+
     def setting(self, name: str) -> Any:
         """Return a hyper-parameter as it was given."""
         return self._settings[name]
@@ -63,6 +81,11 @@ class Target:
     def at(self, name: str, step: int) -> float:
         """Return the value of a hyper-parameter at a step."""
         return value_at(self._settings[name], step)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Return how often the tensor was written to; None where nobody counts."""
+    return None if tensor.is_inference() else tensor._version
 
 
 class Controller(ABC):
@@ -131,15 +154,20 @@ class Controller(ABC):
         Raises
         ------
         SpecError
-            If a layer's pattern was changed by somebody else, it is no part of the model any more, the optimizer does
-            not hold its values or keeps one state for all of them, or it is sharded.
+            If a layer's pattern was changed by somebody else; when connections are to change also if a layer is no part
+            of the model any more, the optimizer does not hold its values or keeps one state for all of them, or it is
+            sharded.
         TopogenError
             If a score is NaN: nothing is changed, and the step is counted. In a process group on every rank, if the
             patterns of two ranks differ after the change; their hashes are named.
         """
-        self._check_unchanged()
+        is_due = self._due(self._count + 1)
+        if is_due:
+            self._check_unchanged()
+        else:
+            self._check_patterns()
         self._count += 1
-        if not self._due(self._count):
+        if not is_due:
             return False
         self._carry_out(self._proposal(self._count))
         return True
@@ -211,7 +239,7 @@ class Controller(ABC):
                         f"The state of {self._owner} must be whole. Got no '{key}' for layer '{target.name}'."
                     )
             stored = entry["pattern_hash"]
-            if stored != now:
+            if stored != now and not is_hash_of(target.layer._stored_pattern, stored):
                 raise SpecError(
                     f"The state of {self._owner} must belong to the model's pattern in layer '{target.name}', "
                     f"{now[:12]}...: load the model's state first. Got {stored[:12]}..."
@@ -223,7 +251,7 @@ class Controller(ABC):
         self._count = state["count"]
         self._seed = state["seed"] and _seed(state["seed"])
         for target in self.targets:
-            target.seen = bytes(target.layer.pattern_hash.tolist())
+            target.look()
             self._fired[target.name].load_state_dict(state["layers"][target.name])
 
     # -- what methods share ------------------------------------------------------------------------------------------
@@ -235,7 +263,7 @@ class Controller(ABC):
         retire_wrappers([t.layer for t, count in zip(self.targets, before, strict=True) if t.stored != count])
         histories = {}
         for target in self.targets:
-            target.seen = bytes(target.layer.pattern_hash.tolist())
+            target.look()
             histories[id(target.layer)] = self._fired[target.name]
         grown = [one.places if one.grown is None else one.grown for one in rewirings]
         notes = [partial(histories[id(one.layer)].note, own) for one, own in zip(rewirings, grown, strict=True)]
@@ -314,13 +342,18 @@ class Controller(ABC):
                     f"{self._owner} must control layers of its model. The one that was '{target.name}' is in it no "
                     f"more: make a new {self._owner}."
                 )
-            if bytes(target.layer.pattern_hash.tolist()) != target.seen:
+        self._check_patterns()
+        self._check_held(self.targets)
+
+    def _check_patterns(self) -> None:
+        """Refuse patterns that somebody else has changed."""
+        for target in self.targets:
+            if not target.is_as_seen:
                 raise SpecError(
                     f"{self._owner} must be the only one to change the layers that it controls. "
                     f"The pattern of '{target.name}' was changed since its last step: make a new {self._owner}, or "
                     "load its state after the model's."
                 )
-        self._check_held(self.targets)
 
     def _check_apart(self) -> None:
         """Refuse an optimizer that has state for all parameters in a row, as L-BFGS does: it could not follow."""

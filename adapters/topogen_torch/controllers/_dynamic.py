@@ -53,6 +53,7 @@ class _Dynamic(Controller):
         settings = {**settings, "update_every": update_every, "grow": grow}
         settings |= {} if redistribute is None else {"redistribute": redistribute}
         super().__init__(*args, settings=settings, **shared)
+        self._reads_gradients = any(target.setting("grow") is not at_random for target in self.targets)
         self._tapes = {target.name: Tape(target.layer, window=window, decay=decay) for target in self.targets}
         for target in self.targets:
             _check_fraction(target, owner)
@@ -77,10 +78,6 @@ class _Dynamic(Controller):
     def _magnitudes(self, target: Target) -> NDArray[Any]:
         sizes = magnitude(target.layer)
         return self._sound(sizes.to(torch.promote_types(sizes.dtype, torch.float32)).cpu().numpy(), target, "magnitude")
-
-    @property
-    def _reads_gradients(self) -> bool:
-        return any(target.setting("grow") is not at_random for target in self.targets)
 
     def _due(self, step: int) -> bool:
         return step % self._every == 0
@@ -121,7 +118,7 @@ class _Dynamic(Controller):
             grown = self._grown(target, without(now, dropped), count) if count else now[:0]
             yield
         rewiring = Rewiring.exchanging(target.layer, now, dropped, grown)
-        if rewiring is None:  # most rules choose places in order in the first place
+        if rewiring is None:  # places out of order, as few rules choose them, or impossible ones
             rewiring = Rewiring.exchanging(target.layer, now, dropped, np.sort(grown))
         if len(grown) != count or rewiring is None:
             self._refuse_growth(target, without(now, dropped), grown, count)
@@ -158,14 +155,11 @@ class _Dynamic(Controller):
         return share
 
     def _grown(self, target: Target, kept: Places, count: int) -> Places:
-        rule = target.setting("grow")
-        if rule not in (at_random, by_gradient):
-            kept = kept.astype(np.int64, copy=False)  # as rules are promised
         request = Request(
             target.layer, kept, count, lambda: self._stream(target), self._tapes[target.name],
             lambda scores: self._sound(scores, target, "gradient"),
         )  # fmt: skip
-        grown = np.asarray(rule(request))
+        grown = np.asarray(target.setting("grow")(request))
         return grown if grown.dtype == kept.dtype else grown.astype(np.int64)
 
     def _refuse_growth(self, target: Target, kept: Places, grown: Places, count: int) -> NoReturn:
@@ -181,9 +175,10 @@ class _Dynamic(Controller):
         try:
             return super().step()
         finally:
-            for tape in self._tapes.values():
-                tape.next_step()
-            self._listen()
+            if self._reads_gradients:
+                for tape in self._tapes.values():
+                    tape.next_step()
+                self._listen()
 
     def forget(self) -> None:
         """Forget what was recorded since the last step, which the optimizer skipped."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from topogen.errors import SpecError
+from topogen_torch._layout import is_hash_of
 from topogen_torch._patterned import Patterned
 from topogen_torch._rewire import Places, places_of
 from topogen_torch.controllers._probe import of_units, sparse_layers
@@ -125,10 +126,11 @@ class Movement:
             raise SpecError(f"The state of Movement must be of the layers {list(self._tracks)}. Got {list(state)}.")
         for name, layer in self._layers.items():
             now = bytes(layer.pattern_hash.tolist()).hex()
-            if state[name]["pattern_hash"] != now:
+            stored = state[name]["pattern_hash"]
+            if stored != now and not is_hash_of(layer._stored_pattern, stored):
                 raise SpecError(
                     f"The state of Movement must belong to the model's pattern in layer '{name}', {now[:12]}...: load "
-                    f"the model's state first. Got {state[name]['pattern_hash'][:12]}..."
+                    f"the model's state first. Got {stored[:12]}..."
                 )
         for name, layer in self._layers.items():
             track = _Track(layer)

@@ -37,8 +37,9 @@ class Request:
     Attributes
     ----------
     layer : Patterned
-    kept : ndarray of int64
-        Places that stay, rising; every other place may be chosen, those that were just dropped included.
+    staying : ndarray of int32 or int64
+        Places that stay, rising, in the shortest ints that number them; every other place may be chosen, those that
+        were just dropped included.
     count : int
         How many places are wanted; there are always as many empty ones.
     draw : callable
@@ -50,11 +51,16 @@ class Request:
     """
 
     layer: Patterned
-    kept: Places
+    staying: Places
     count: int
     draw: Callable[[], np.random.Generator]
     tape: Tape
     sound: Callable[[NDArray[Any]], NDArray[Any]]
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """Places that stay, rising."""
+        return self.staying.astype(np.int64, copy=False)
 
     def gradients(self, *, signed: bool = False) -> Iterator[tuple[int, Tensor]]:
         """Yield the absolute gradients of all places, a run at a time: the first place of the run, and a tensor.
@@ -86,11 +92,11 @@ def at_random(request: Request) -> Places:
 
     Returns
     -------
-    ndarray of int64, shape (count,)
+    ndarray of int32 or int64, shape (count,)
         Rising.
     """
     n_in, n_out = request.layer._stored_sizes
-    return drawn_empty(request.draw(), request.kept, n_in * n_out, request.count)
+    return drawn_empty(request.draw(), request.staying, n_in * n_out, request.count)
 
 
 def by_gradient(request: Request) -> Places:
@@ -128,16 +134,16 @@ def _guess(request: Request) -> float | None:
     Rather too little, so that enough gradients are larger, but not many more. None where no guess is worth its while.
     """
     n_in, n_out = request.layer._stored_sizes
-    empty = n_in * n_out - len(request.kept)
+    empty = n_in * n_out - len(request.staying)
     if n_in * n_out < _WORTH_GUESSING or 8 * request.count > empty:
         return None
     rows = np.unique((np.arange(1, 1 + _ROWS) * _GOLDEN % 1 * n_in).astype(np.int64))
     if (gradients := some_gradients(request.tape, rows)) is None:
         return None
     scores = np.abs(gradients.cpu().numpy())
-    begin, end = (np.searchsorted(request.kept, ((rows + k) * n_out).astype(request.kept.dtype)) for k in (0, 1))
+    begin, end = (np.searchsorted(request.staying, ((rows + k) * n_out).astype(request.staying.dtype)) for k in (0, 1))
     for k, row in enumerate(rows):
-        scores[k, request.kept[begin[k] : end[k]] - row * n_out] = -1
+        scores[k, request.staying[begin[k] : end[k]] - row * n_out] = -1
     sample = scores[:, :: max(1, scores.size // _SAMPLE)].ravel()
     expected = request.count / empty * np.count_nonzero(sample >= 0)
     rank = math.ceil(1.5 * expected + 4 * math.sqrt(expected) + 8)
@@ -171,7 +177,7 @@ class _Leaders:
         while begin < len(gradients):
             # where all of them may be held, only so many at a time
             end = begin + max(1 << 16, 4 * self.count) if self._least < 0 else len(gradients)
-            scores, places = above(first + begin, gradients[begin:end], self.request.kept, self._least)
+            scores, places = above(first + begin, gradients[begin:end], self.request.staying, self._least)
             if np.isnan(scores.max(initial=0)):
                 self.request.sound(gradients)
             self._scores.append(scores)

@@ -106,6 +106,24 @@ def controller(model, optimizer, movement):
     return tt.GradualMagnitude(model, optimizer, density=0.1, begin_step=0, end_step=12, update_every=2, score=movement)
 
 
+def test_states_with_hashes_of_the_first_version_are_taken():
+    """Of layers, a controller and what it scores by."""
+    model, optimizer = setting()
+    movement = tt.Movement(model)
+    ctl = controller(model, optimizer, movement)
+    states = model.state_dict(), ctl.state_dict(), movement.state_dict()
+    for name, layer in layers_of(model).items():
+        first = tg.pattern_hash(layer.pattern, 1)
+        states[0][f"{name}.pattern_hash"] = torch.frombuffer(bytearray.fromhex(first), dtype=torch.uint8)
+        states[1]["layers"][name]["pattern_hash"] = states[2][name]["pattern_hash"] = first
+    for part, state in zip((model, ctl, movement), states, strict=True):
+        part.load_state_dict(state)
+    for name, layer in layers_of(model).items():
+        now = tg.pattern_hash(layer.pattern)
+        assert bytes(layer.pattern_hash.tolist()).hex() == now
+        assert ctl.state_dict()["layers"][name]["pattern_hash"] == movement.state_dict()[name]["pattern_hash"] == now
+
+
 def test_a_run_that_is_resumed_is_the_same_bit_for_bit():
     model, optimizer = setting()
     movement = tt.Movement(model)

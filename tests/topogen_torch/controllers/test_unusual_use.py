@@ -293,6 +293,7 @@ def test_a_layer_that_left_the_model_is_noticed():
     model[2] = nn.Sequential(model[2])  # put into something else it is still there
     assert not ctl.step()
     model[0] = tt.SparseLinear(model[0].pattern)
+    assert not any(ctl.step() for _ in range(3))
     sentence = "SET must control layers of its model. The one that was '0' is in it no more: make a new SET."
     with pytest.raises(SpecError, match=f"^{re.escape(sentence)}$"):
         ctl.step()
