@@ -211,8 +211,11 @@ def test_files_are_written_whole(kind, suffix, start, tmp_path):
     path.write_text("old")
     figure = tg.draw(tg.generate(tg.RadixNet(systems=[[2, 2]])), path, kind=kind)
     assert isinstance(figure, Figure)
-    assert path.read_bytes().startswith(start)
+    whole = path.read_bytes()
+    assert whole.startswith(start)
     assert list(tmp_path.iterdir()) == [path]
+    tg.draw(tg.generate(tg.RadixNet(systems=[[2, 2]])), path, kind=kind)
+    assert path.read_bytes() == whole
 
 
 def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):

@@ -77,8 +77,10 @@ def draw(net: Any, path: str | os.PathLike[str] | None = None, *, kind: str = "s
     target = None if path is None else _picture_path(path)
     figure: Any = _spy(topology) if kind == "spy" else _layered(topology)  # matplotlib's types have gaps
     if target is not None:
+        from matplotlib import rc_context  # pyright: ignore[reportUnknownVariableType]
+
         suffix = target.suffix[1:]
-        with replacing(target) as file:
+        with replacing(target) as file, rc_context({"svg.hashsalt": "topogen"}):  # equal pictures are equal bytes
             figure.savefig(file, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
     return figure
 

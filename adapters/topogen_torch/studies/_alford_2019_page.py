@@ -103,10 +103,13 @@ def page(measured: Sequence[Measured]) -> str:
 
 
 def _found(measured: Sequence[Measured]) -> str:
-    """Return what the figures of LeNet-300-100 say, one sentence each, with the figures in it."""
+    """Return what the figures say, above all those of LeNet-300-100: a point each, with the figures in it."""
     own = [one for one in measured if one.row.network == "lenet-300-100"]
     found = _accuracies(own)
     lines = [*_losses(own), *_one_threshold(found), *_radix_beside_random(found), *_at_99_percent(found)]
+    for net, title in _TITLES.items():
+        if net[0] == "lenet-5":
+            lines += _lenet_5([one for one in measured if (one.row.network, one.row.data) == net], net, title)
     return "\n".join(f"- {line}" for line in lines) + "\n" if lines else "Not measured yet.\n"
 
 
@@ -171,6 +174,33 @@ def _at_99_percent(found: Accuracies) -> Iterator[str]:
             "**At 99 % sparsity**, mean accuracies of nets pruned during training, pruned once, trained anew on the "
             f"structure of the first, and trained on a random pattern: {'; '.join(parts)}."
         )
+
+
+def _lenet_5(own: Sequence[Measured], net: tuple[str, str], title: str) -> Iterator[str]:
+    found, printed = _accuracies(own), PRUNED[net]
+    kinds = (("dense", 1.0), ("iterative", 0.1), ("random", 0.1), ("radix", 0.1))
+    parts: list[str] = []
+    for recipe, words in RECIPE_TITLES.items():
+        nets = [found.get((recipe, topology, density, 1)) for topology, density in kinds]
+        if all(nets):
+            parts.append(f"{', '.join(f'{100 * statistics.mean(net):.2f}' for net in nets if net)} % ({words})")
+    if not parts:
+        return
+    published = printed["dense"][1.0], printed["iterative"][0.1], GIVEN[net]["random", 0.1, 1]
+    text = (
+        f"**{title}**, a net each: dense, pruned to 90 % during training, and trained on random and RadiX patterns of "
+        f"90 %: {'; '.join(parts)}. Published: {', '.join(f'{one:.2f}' for one in published)} %, and no RadiX-Net."
+    )
+    anew = [one.results for one in own if one.row.recipe == "published" and one.row.topology.endswith("retrained")]
+    old = [accuracy for topology in RETRAINED for accuracy in printed.get(topology, {}).values()]
+    if anew and old:
+        accuracies = [100 * results["test_accuracy"] for results in anew]
+        text += (
+            f" Trained anew on pruned structures (published settings), {len(anew)} nets have {min(accuracies):.2f} to "
+            f"{max(accuracies):.2f} %, and {sum(results['unnamed'] > 0 for results in anew)} of them lose a class; the "
+            f"published ones have {min(old):.2f} to {max(old):.2f} %."
+        )
+    yield text
 
 
 # ---- tables

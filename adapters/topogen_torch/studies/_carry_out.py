@@ -131,8 +131,14 @@ def _publish(study: Study, rows: Sequence[Any], ledger: Ledger, *, quick: bool) 
             return
         with replacing(ledger.path.with_suffix(".md")) as file:
             file.write(whole_page(study, rows, measured, ledger.path, quick=quick).encode())
-        for name, figure in study.figures(measured).items():
-            with replacing(ledger.path.with_name(f"{ledger.path.stem}-{name}.svg")) as file:
+        figures = study.figures(measured)
+        if not figures:
+            return
+        from matplotlib import rc_context
+
+        for name, figure in figures.items():
+            picture = ledger.path.with_name(f"{ledger.path.stem}-{name}.svg")
+            with replacing(picture) as file, rc_context({"svg.hashsalt": study.name}):  # equal rows give equal bytes
                 figure.savefig(file, format="svg", metadata={"Date": None})
 
 
